@@ -1,0 +1,346 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``python -m anomalib_osdirf doctor``: check the installation, and say what to do where something is amiss.
+
+It makes no network call. Each check imports what it needs by itself, so that a broken package fails its own check only.
+"""
+
+import argparse
+import os
+import shutil
+import site
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from anomalib_osdirf import __version__
+from anomalib_osdirf._autoload import installed_finder
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+DISTRIBUTION = "anomalib-osdirf"
+HOOK_FILES = ("anomalib_osdirf.pth", "anomalib_osdirf.start")
+DEFAULT_BACKBONE = "efficientnet_b4"
+OPTIONAL_EXTRA = "openvino"
+LEAST_FREE_BYTES = 2 * 1024**3
+
+Status = Literal["ok", "note", "fail"]
+_COLOURS: dict[Status, str] = {"ok": "green", "note": "yellow", "fail": "bold red"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check.
+
+    Attributes:
+        name (str): What was looked at.
+        status (Status): ``fail`` is what keeps something from working, ``note`` what is good to know.
+        found (str): What was found.
+        remedy (str): What to do about it; every failure has one.
+    """
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def check_python() -> Check:
+    """Check that this Python's version is one that the package supports."""
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    try:
+        wanted = metadata.metadata(DISTRIBUTION)["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        return Check("Python", "ok", found)
+    from packaging.specifiers import SpecifierSet
+
+    if SpecifierSet(wanted).contains(".".join(map(str, sys.version_info[:3])), prereleases=True):
+        return Check("Python", "ok", found)
+    return Check("Python", "fail", f"{found}, but {wanted} is needed", f"make an environment with a Python {wanted}")
+
+
+def check_packages() -> Iterator[Check]:
+    """Check that every package that ours requires is there in a version within its range."""
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        remedy = f"install it with pip, for example `python -m pip install {DISTRIBUTION}`"
+        yield Check(DISTRIBUTION, "note", f"{__version__}, imported without being installed: no version ranges", remedy)
+        return
+    yield Check(DISTRIBUTION, "ok", __version__)
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, requirements):
+        marker = requirement.marker
+        if marker is None or marker.evaluate({"extra": ""}):
+            yield _check_package(requirement, optional=False)
+        elif marker.evaluate({"extra": OPTIONAL_EXTRA}):
+            yield _check_package(requirement, optional=True)
+
+
+def _check_package(requirement: "Requirement", *, optional: bool) -> Check:
+    wanted = f"{requirement.name}{requirement.specifier}"
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        if optional:
+            remedy = f'for export and OpenVINO: python -m pip install "{DISTRIBUTION}[{OPTIONAL_EXTRA}]"'
+            return Check(requirement.name, "note", f"not installed (optional, extra {OPTIONAL_EXTRA})", remedy)
+        return Check(requirement.name, "fail", "not installed", f'python -m pip install "{wanted}"')
+    if requirement.specifier.contains(version, prereleases=True):
+        return Check(requirement.name, "ok", version)
+    found = f"{version}, but {requirement.specifier} is needed"
+    return Check(requirement.name, "fail", found, f'python -m pip install "{wanted}"')
+
+
+def check_hook() -> Check:
+    """Check that the import hook was installed when this interpreter started, and if not, find out why."""
+    name = "import hook"
+    # This program never installs the hook by itself, so a hook that is there was put there at the start.
+    if installed_finder() is not None:
+        return Check(name, "ok", "installed at start: `anomalib --model OSDIRF` and `get_model` know our models")
+    instead = "use `python -m anomalib_osdirf` in place of `anomalib`, or import anomalib_osdirf.models first"
+    if sys.flags.no_site:
+        return Check(name, "note", "not installed, because Python runs without site (-S)", instead)
+    places = [Path(place) for place in site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        places.append(Path(site.getusersitepackages()))
+    present = [place / file for place in places for file in HOOK_FILES if (place / file).is_file()]
+    if present:
+        remedy = f"run `python -c pass` and read what it prints about {present[0].name}; until then {instead}"
+        return Check(name, "fail", f"{present[0]} is there, but did not install it", remedy)
+    stray = [Path(place) / HOOK_FILES[0] for place in sys.path if (Path(place) / HOOK_FILES[0]).is_file()]
+    if stray:
+        found = f"not installed: Python reads no .pth file in {stray[0].parent} (pip install --target? PYTHONPATH?)"
+    else:
+        found = f"not installed: no {HOOK_FILES[0]} in any site directory (run from a source tree?)"
+    return Check(name, "note", found, f"install into the environment's own site-packages with pip, or {instead}")
+
+
+def check_models() -> Check:
+    """Check that our models can be imported and that anomalib knows them afterwards."""
+    name = "models"
+    try:
+        import anomalib.models
+
+        import anomalib_osdirf.models
+    except Exception as error:  # noqa: BLE001
+        remedy = 'mend what fails above; if nothing does, read all of `python -c "import anomalib_osdirf.models"`'
+        return Check(name, "fail", f"can't be imported: {_one_line(error)}", remedy)
+    ours = [public for public in anomalib_osdirf.__all__ if public != "__version__"]
+    absent = [model for model in ours if not hasattr(anomalib.models, model)]
+    if absent:
+        found = f"anomalib does not know {', '.join(absent)}"
+        return Check(name, "fail", found, f"python -m pip install --force-reinstall --no-deps {DISTRIBUTION}")
+    return Check(name, "ok", f"anomalib knows {', '.join(ours)}")
+
+
+def check_torchvision() -> Check:
+    """Check that torch and torchvision are builds for one another, by calling a compiled operator."""
+    name = "torch and torchvision"
+    try:
+        import torch
+        from torchvision.ops import nms
+
+        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+    except Exception as error:  # noqa: BLE001
+        remedy = "reinstall the two together, from one index: python -m pip install --force-reinstall torch torchvision"
+        return Check(name, "fail", f"don't work together: {_one_line(error)}", remedy)
+    return Check(name, "ok", "are builds for one another")
+
+
+def check_devices() -> Iterator[Check]:
+    """List what the models can be trained and run on."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Check("CPU cores", "ok", str(usable))
+    import torch
+
+    accelerators = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)} ({torch.cuda.mem_get_info(index)[1] / 1024**3:.0f} GiB)"
+        for index in range(torch.cuda.device_count())
+    ]
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        accelerators += [f"xpu:{index} {torch.xpu.get_device_name(index)}" for index in range(torch.xpu.device_count())]
+    if torch.backends.mps.is_available():
+        accelerators.append("mps")
+    if accelerators:
+        yield Check("accelerators", "ok", ", ".join(accelerators))
+    else:
+        build = f"a build for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+        remedy = "nothing, if the CPU is what you want; otherwise check the driver and torch's build"
+        yield Check("accelerators", "note", f"none that torch, {build}, can use", remedy)
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        return
+    yield Check("OpenVINO devices", "ok", ", ".join(openvino.Core().available_devices))
+
+
+def check_weights(backbone: str, weights: Path | None) -> Check:
+    """Check that training finds the backbone's weights on this machine, without asking any hub.
+
+    Weights that are neither a file nor in the cache are a failure even though a machine with a network could download
+    them: what this check tells is whether training works as the machine stands.
+
+    Args:
+        backbone (str): The backbone, as in the models' argument of that name.
+        weights (Path | None): A file, as in the models' argument ``backbone_weights``.
+
+    Returns:
+        Check: The outcome.
+    """
+    name = f"weights of {backbone}"
+    from timm.models import get_pretrained_cfg
+
+    from anomalib_osdirf.features.backbone import FILTER_BANK, build_backbone
+
+    if backbone == FILTER_BANK:
+        return Check(name, "ok", "it needs none")
+    try:
+        network = build_backbone(backbone, layers=None, grid_size=1)
+        if weights is not None:
+            network.load_pretrained(weights)
+            return Check(name, "ok", f"{weights} fits")
+    except Exception as error:  # noqa: BLE001
+        remedy = f"give a name and a file that go together: doctor --backbone {backbone} --weights FILE"
+        return Check(name, "fail", _one_line(error), remedy)
+    source = get_pretrained_cfg(backbone)
+    cached = _cached_weights(source.hf_hub_id, source.hf_hub_filename) if source and source.hf_hub_id else None
+    if cached is not None:
+        return Check(name, "ok", f"in the hub's cache: {cached}")
+    from huggingface_hub import constants
+
+    where = f"not in the hub's cache ({constants.HF_HUB_CACHE})"
+    if constants.HF_HUB_OFFLINE:
+        where += ", and HF_HUB_OFFLINE forbids a download"
+    repository = f" ({source.hf_hub_id})" if source and source.hf_hub_id else ""
+    remedy = (
+        f"have a weights file of timm's {backbone}{repository} and pass --model.backbone_weights FILE"
+        f" (test it with doctor --weights FILE); or copy the hub's cache of a machine with a network"
+        + ("" if constants.HF_HUB_OFFLINE else "; or just train, if this machine has a network: that downloads them")
+    )
+    return Check(name, "fail", where, remedy)
+
+
+def _cached_weights(repository: str, file: str | None) -> str | None:
+    """Look where timm does: the file its configuration names, else safetensors, else the pickled weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = repository.partition("@")
+    for candidate in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
+        path = try_to_load_from_cache(repository, candidate, revision=revision or None)
+        if isinstance(path, str):
+            return path
+    return None
+
+
+def check_storage() -> Iterator[Check]:
+    """Check that there is room for results here, and that temporary files can be written."""
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    found = f"{free / 1024**3:.1f} GiB free in {here}"
+    if free < LEAST_FREE_BYTES:
+        remedy = "make room, or put results elsewhere with --default_root_dir DIRECTORY"
+        yield Check("disk", "fail", f"{found}, less than {LEAST_FREE_BYTES / 1024**3:.0f} GiB", remedy)
+    else:
+        yield Check("disk", "ok", found)
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"\0")
+        yield Check("temporary files", "ok", f"{tempfile.gettempdir()} is writable")
+    except OSError as error:
+        remedy = "set TMPDIR to a directory that you can write to"
+        yield Check("temporary files", "fail", f"can't be written: {_one_line(error)}", remedy)
+
+
+def run_checks(backbone: str = DEFAULT_BACKBONE, weights: Path | None = None) -> Iterator[Check]:
+    """Run all checks; one that breaks is a failed check and does not keep the next from running.
+
+    Args:
+        backbone (str): The backbone whose weights to look for.
+        weights (Path | None): A file with these weights.
+
+    Yields:
+        Check: Each outcome, as soon as it is known.
+    """
+    checks: dict[str, Callable[[], Check | Iterable[Check]]] = {
+        "Python": check_python,
+        "packages": check_packages,
+        "import hook": check_hook,
+        "torch and torchvision": check_torchvision,
+        "models": check_models,
+        "devices": check_devices,
+        "weights": partial(check_weights, backbone, weights),
+        "storage": check_storage,
+    }
+    for name, check in checks.items():
+        try:
+            outcome = check()
+            yield from [outcome] if isinstance(outcome, Check) else outcome
+        except Exception as error:  # noqa: BLE001, PERF203
+            yield Check(name, "fail", f"this check broke off: {_one_line(error)}", "mend what fails above it first")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _print_plain(checks: Iterable[Check]) -> list[Check]:
+    done = []
+    for check in checks:
+        done.append(check)
+        print(f"{check.status:<5} {check.name}: {check.found}", flush=True)  # noqa: T201
+        if check.remedy:
+            print(f"      -> {check.remedy}", flush=True)  # noqa: T201
+    return done
+
+
+def _print_table(checks: Iterable[Check]) -> list[Check]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(title=f"{DISTRIBUTION} {__version__}", title_justify="left")
+    for column in ("check", "", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    with console.status("checking"):
+        done = list(checks)
+    for check in done:
+        status = Text(check.status, style=_COLOURS[check.status])
+        table.add_row(Text(check.name), status, Text(check.found), Text(check.remedy))
+    console.print(table)
+    return done
+
+
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Print all checks.
+
+    Args:
+        arguments (Sequence[str] | None): The command line after ``doctor``.
+        program (str | None): How this program was called, for its help.
+
+    Returns:
+        int: 1 if a check failed, else 0.
+    """
+    parser = argparse.ArgumentParser(prog=program, description="Check this installation. Makes no network call.")
+    parser.add_argument(
+        "--backbone",
+        default=DEFAULT_BACKBONE,
+        help="backbone whose weights to look for (default: %(default)s)",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="local .safetensors or .pth file to look at")
+    options = parser.parse_args(arguments)
+    checks = run_checks(options.backbone, options.weights)
+    done = _print_table(checks) if sys.stdout.isatty() else _print_plain(checks)
+    failures = sum(check.status == "fail" for check in done)
+    verdict = f"{failures} of {len(done)} checks failed." if failures else f"All {len(done)} checks passed."
+    print(verdict)  # noqa: T201
+    return 1 if failures else 0
