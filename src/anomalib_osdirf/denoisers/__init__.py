@@ -1,0 +1,9 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Networks eps_theta(z_t, t) that predict the noise in a feature grid."""
+
+from anomalib_osdirf.denoisers.dit import DiT
+from anomalib_osdirf.denoisers.mlp import PositionMLP
+from anomalib_osdirf.denoisers.registry import DENOISERS, build_denoiser
+
+__all__ = ["DENOISERS", "DiT", "PositionMLP", "build_denoiser"]

@@ -1,0 +1,100 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion transformer on a feature grid, one token for each position (Peebles and Xie 2023)."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_osdirf.denoisers.embedding import TimestepEmbedding, grid_positions
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        width: Size of the tokens.
+        num_heads: Number of heads; divides ``width``.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens ``(B, P, width)`` to the same shape."""
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class DiTBlock(nn.Module):
+    """Transformer block with adaLN-Zero: attention and perceptron, each shifted, scaled and gated by the timestep.
+
+    Args:
+        width: Size of the tokens.
+        num_heads: Number of attention heads.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
+        """Map tokens ``(B, P, width)`` to the same shape, given the time embedding ``(B, width)``."""
+        modulation = self.modulation(functional.silu(time))[:, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        tokens = tokens + gate1 * self.attention(self.norm1(tokens) * (1 + scale1) + shift1)
+        return tokens + gate2 * self.mlp(self.norm2(tokens) * (1 + scale2) + shift2)
+
+
+class DiT(nn.Module):
+    """Unconditional diffusion transformer that predicts the noise in a feature grid.
+
+    Args:
+        dim: Channels D of the feature grid.
+        grid_size: Side of the grid.
+        width: Size of the tokens.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+    """
+
+    position: Tensor
+
+    def __init__(self, dim: int, grid_size: int, width: int, depth: int, num_heads: int) -> None:
+        super().__init__()
+        self.time_embedding = TimestepEmbedding(width)
+        self.register_buffer("position", grid_positions(grid_size, width), persistent=False)
+        self.input = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList(DiTBlock(width, num_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, dim)
+        for layer in (self.modulation, self.output):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
+        """Predict the noise.
+
+        Args:
+            z: Noised features z_t, shape ``(B, D, h, w)``.
+            timesteps: Shape ``(B,)``.
+
+        Returns:
+            Predicted noise, shape ``(B, D, h, w)``.
+        """
+        time = self.time_embedding(timesteps)
+        tokens = self.input(z.flatten(2).transpose(1, 2)) + self.position.to(z.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, time)
+        shift, scale = self.modulation(functional.silu(time))[:, None].chunk(2, dim=-1)
+        noise: Tensor = self.output(self.norm(tokens) * (1 + scale) + shift)
+        return noise.transpose(1, 2).unflatten(2, z.shape[-2:])

@@ -1,0 +1,60 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fixed sine-cosine embeddings of timesteps and grid positions (Vaswani et al. 2017, section 3.5)."""
+
+from math import log
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def sine_cosine(values: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Embed scalars by sines and cosines of geometrically spaced frequencies.
+
+    Args:
+        values: Shape ``(N,)``.
+        dim: Even size of the embedding.
+        max_period: Longest period.
+
+    Returns:
+        Shape ``(N, dim)``, cosines first.
+    """
+    half = dim // 2
+    frequencies = torch.exp(-log(max_period) * torch.arange(half, device=values.device) / half)
+    angles = values.float()[:, None] * frequencies[None, :]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def grid_positions(grid_size: int, dim: int) -> Tensor:
+    """Embed the positions of a square grid, half of the dimensions for the row and half for the column.
+
+    Args:
+        grid_size: Side of the grid.
+        dim: Size of the embedding, a multiple of four.
+
+    Returns:
+        Shape ``(grid_size ** 2, dim)``, row-major.
+    """
+    rows, columns = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
+    return torch.cat([sine_cosine(rows.flatten(), dim // 2), sine_cosine(columns.flatten(), dim // 2)], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two-layer perceptron on the sine-cosine embedding of the timestep.
+
+    Args:
+        width: Size of the embedding it returns.
+        frequency_dim: Size of the sine-cosine embedding.
+    """
+
+    def __init__(self, width: int, frequency_dim: int = 256) -> None:
+        super().__init__()
+        self.frequency_dim = frequency_dim
+        self.input = nn.Linear(frequency_dim, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Embed timesteps ``(B,)`` as ``(B, width)``."""
+        embedding = sine_cosine(timesteps, self.frequency_dim).to(self.input.weight.dtype)
+        return self.output(functional.silu(self.input(embedding)))

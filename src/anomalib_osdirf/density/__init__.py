@@ -1,0 +1,16 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Gaussian densities of the inverse residual field, and image scores from the map they give."""
+
+from anomalib_osdirf.density.gaussian import DENSITIES, Density, PositionGaussian, StandardGaussian, build_density
+from anomalib_osdirf.density.score import IMAGE_SCORES, image_score
+
+__all__ = [
+    "DENSITIES",
+    "IMAGE_SCORES",
+    "Density",
+    "PositionGaussian",
+    "StandardGaussian",
+    "build_density",
+    "image_score",
+]

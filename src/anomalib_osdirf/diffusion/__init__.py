@@ -1,0 +1,22 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The mathematics of the method as pure functions of tensors: schedule, states, inversion and its residual field."""
+
+from anomalib_osdirf.diffusion.inversion import (
+    STATES,
+    ddim_inversion_step,
+    diffusion_state,
+    finite_difference_field,
+    inverse_residual_field,
+)
+from anomalib_osdirf.diffusion.schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule
+
+__all__ = [
+    "NUM_TRAIN_TIMESTEPS",
+    "STATES",
+    "NoiseSchedule",
+    "ddim_inversion_step",
+    "diffusion_state",
+    "finite_difference_field",
+    "inverse_residual_field",
+]

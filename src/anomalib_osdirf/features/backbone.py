@@ -1,0 +1,191 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen backbones, cut after the last layer that is used, and the loading of their weights."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_osdirf.features.filter_bank import FilterBank
+
+FILTER_BANK = "filter_bank"
+_DEFAULT_MAX_STRIDE = 16
+
+
+class Backbone(nn.Module):
+    """A frozen network whose layers are averaged onto one grid and concatenated.
+
+    Args:
+        name: timm model name, or ``filter_bank`` for the fixed filters that need no weights.
+        network: Maps an image ``(B, 3, H, W)`` to a list of feature maps, one for each layer.
+        channels: Channels of each map.
+        strides: Stride of each map.
+        grid_size: Side of the square output grid, in positions.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        grid_size: int,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.network = network.eval().requires_grad_(requires_grad=False)
+        self.out_channels = sum(channels)
+        self.max_stride = max(strides)
+        self.grid_size = grid_size
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode: a frozen network's batch norms must not follow the training batches."""
+        del mode
+        return super().train(mode=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Extract features.
+
+        Args:
+            images: Pre-processed images, shape ``(B, 3, H, W)``.
+
+        Returns:
+            Features on the grid, shape ``(B, C, grid_size, grid_size)``.
+
+        Raises:
+            ValueError: If the image is too small for the grid.
+        """
+        height, width = images.shape[-2:]
+        smallest = self.grid_size * self.max_stride
+        if min(height, width) < smallest:
+            msg = (
+                f"grid_size={self.grid_size} with a layer of stride {self.max_stride} needs images of at least "
+                f"{smallest} x {smallest} pixels, got {height} x {width}; use a smaller grid_size, layers of smaller "
+                "stride, or a larger Resize in the pre-processor."
+            )
+            raise ValueError(msg)
+        grid = (self.grid_size, self.grid_size)
+        return torch.cat([functional.adaptive_avg_pool2d(maps, grid) for maps in self.network(images)], dim=1)
+
+    def load_pretrained(self, weights: str | Path | None) -> None:
+        """Load pre-trained weights, from a local file or from the model hub.
+
+        Args:
+            weights: A ``.safetensors`` or ``.pth`` file, or ``None`` to download (or take from the hub's cache).
+
+        Raises:
+            ValueError: If the file is missing, unreadable or of another network.
+            RuntimeError: If the download fails.
+        """
+        if self.name == FILTER_BANK:
+            return
+        state = self._download() if weights is None else self._read(Path(weights))
+        network: Any = self.network.model
+        missing = [key for key in network.state_dict() if key not in state]
+        own_shapes = {key: value.shape for key, value in network.state_dict().items()}
+        wrong = [key for key, shape in own_shapes.items() if key in state and state[key].shape != shape]
+        if missing or wrong:
+            msg = (
+                f"backbone_weights={str(weights)!r} is not a weights file of {self.name}: of its {len(own_shapes)} "
+                f"tensors {len(missing)} are missing and {len(wrong)} have another shape (first: "
+                f"{(missing + wrong)[0]}); give the file of timm's {self.name}."
+            )
+            raise ValueError(msg)
+        network.load_state_dict({key: state[key] for key in own_shapes})
+
+    def _read(self, weights: Path) -> dict[str, Tensor]:
+        if not weights.is_file():
+            msg = f"backbone_weights={str(weights)!r} does not exist; give the path of a .safetensors or .pth file."
+            raise ValueError(msg)
+        try:
+            return load_state_dict(str(weights), weights_only=True)
+        except Exception as error:
+            msg = (
+                f"backbone_weights={str(weights)!r} can't be read as a .safetensors or .pth weights file "
+                f"(truncated or of another format?): {_first_line(error)}"
+            )
+            raise ValueError(msg) from error
+
+    def _download(self) -> dict[str, Tensor]:
+        try:
+            return timm.create_model(self.name, pretrained=True).state_dict()
+        except Exception as error:
+            msg = (
+                f"pre_trained=true needs the weights of {self.name} from the model hub, which failed "
+                f"({_first_line(error)}); give a local file with backbone_weights=<file>, or train on random weights "
+                "with pre_trained=false."
+            )
+            raise RuntimeError(msg) from error
+
+
+def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> Backbone:
+    """Build a backbone's architecture without loading any weights.
+
+    Args:
+        name: timm model name, or ``filter_bank``.
+        layers: Names of the layers to use; ``None`` takes those of stride 2 to 16.
+        grid_size: Side of the output grid.
+
+    Returns:
+        The backbone, cut after the last of its layers.
+
+    Raises:
+        ValueError: If the name, a layer or the grid size is unknown or impossible.
+    """
+    if not isinstance(grid_size, int) or grid_size < 1:
+        msg = f"grid_size={grid_size!r} is not a positive number of positions; 8 and 16 are usual."
+        raise ValueError(msg)
+    if name == FILTER_BANK:
+        _check_layers(name, layers, FilterBank.LAYERS)
+        filters = FilterBank(layers)
+        return Backbone(name, filters, filters.channels, filters.strides, grid_size)
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(close)}" if close else "timm.list_models() names them"
+        msg = f"backbone={name!r} is not a timm model; {hint}, or use {FILTER_BANK!r}, which needs no weights."
+        raise ValueError(msg)
+    # timm's feature getter prunes every block behind the last one that is asked for.
+    info = _feature_network(name, None).feature_info
+    names, strides = info.module_name(), info.reduction()
+    _check_layers(name, layers, names)
+    if layers is None:
+        indices = [index for index, stride in enumerate(strides) if 2 <= stride <= _DEFAULT_MAX_STRIDE]
+        if not indices:
+            msg = f"layers=null finds no layer of stride 2 to 16 in {name}; choose layers among {', '.join(names)}."
+            raise ValueError(msg)
+    else:
+        indices = sorted(names.index(layer) for layer in layers)
+    network = _feature_network(name, indices)
+    info = network.feature_info
+    return Backbone(name, network, info.channels(), info.reduction(), grid_size)
+
+
+def _feature_network(name: str, indices: Sequence[int] | None) -> Any:  # noqa: ANN401 - timm's own wrapper, untyped
+    arguments: dict[str, Any] = {} if indices is None else {"out_indices": tuple(indices)}
+    try:
+        return timm.create_model(name, pretrained=False, features_only=True, feature_cls="getter", **arguments)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        msg = (
+            f"backbone={name!r} offers no intermediate feature maps in timm; use another, efficientnet_b4 for example."
+        )
+        raise ValueError(msg) from error
+
+
+def _check_layers(name: str, layers: Sequence[str] | None, known: Sequence[str]) -> None:
+    if layers is None:
+        return
+    unknown = [layer for layer in layers if layer not in known]
+    if unknown or not layers or len(set(layers)) != len(layers):
+        msg = f"layers={list(layers)!r} must be distinct layers of {name}; choose among {', '.join(known)}."
+        raise ValueError(msg)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

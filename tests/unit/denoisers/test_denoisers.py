@@ -1,0 +1,109 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Denoisers: shapes, dependence on time and position, batch independence, and that they learn to predict noise."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from anomalib_osdirf.denoisers import DENOISERS, DiT, PositionMLP, build_denoiser
+from anomalib_osdirf.denoisers.ema import EMAUpdate
+from anomalib_osdirf.denoisers.embedding import grid_positions, sine_cosine
+
+
+def _perturbed(denoiser: nn.Module) -> nn.Module:
+    """Zero-initialised layers hide mistakes: give every weight a value."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return denoiser.eval()
+
+
+def _small(name: str) -> nn.Module:
+    if name == "mlp":
+        return _perturbed(PositionMLP(6, 4, width=32, depth=2))
+    return _perturbed(DiT(6, 4, width=32, depth=2, num_heads=4))
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_shape_time_and_batch_independence(name: str) -> None:
+    denoiser = _small(name)
+    z, timesteps = torch.randn(3, 6, 4, 4), torch.tensor([0, 150, 999])
+    noise = denoiser(z, timesteps)
+    assert noise.shape == z.shape
+    torch.testing.assert_close(noise[1:2], denoiser(z[1:2], timesteps[1:2]), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(noise[0], denoiser(z[:1], torch.tensor([500]))[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_position_matters(name: str) -> None:
+    z = torch.randn(1, 6, 1, 1).expand(1, 6, 4, 4)
+    noise = _small(name)(z, torch.tensor([100]))
+    assert not torch.allclose(noise[..., 0, 0], noise[..., 3, 2], atol=1e-3)
+
+
+def test_mlp_sees_each_position_alone_and_dit_does_not() -> None:
+    z = torch.randn(1, 6, 4, 4)
+    changed = z.clone()
+    changed[..., 0, 0] += 1
+    for name, local in (("mlp", True), ("dit_s", False)):
+        denoiser = _small(name)
+        difference = (denoiser(z, torch.tensor([9])) - denoiser(changed, torch.tensor([9])))[..., 3, 3].abs().max()
+        assert (float(difference) < 1e-6) is local
+
+
+def test_initial_prediction_is_zero() -> None:
+    for name in DENOISERS:
+        assert not build_denoiser(name, 8, 4)(torch.randn(2, 8, 4, 4), torch.tensor([3, 700])).any()
+
+
+def test_mlp_is_never_narrower_than_the_features() -> None:
+    assert PositionMLP(500, 2).input.out_features >= 500
+
+
+def test_mlp_learns_the_ideal_denoiser_of_gaussian_data() -> None:
+    """For whitened Gaussian features the ideal prediction is sqrt(1 - abar) z_t (method section 2)."""
+    torch.manual_seed(0)
+    denoiser = PositionMLP(4, 2, width=64, depth=1)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    for _ in range(400):
+        z, noise, timesteps = torch.randn(64, 4, 2, 2), torch.randn(64, 4, 2, 2), torch.randint(1000, (64,))
+        a = abar[timesteps][:, None, None, None]
+        loss = (denoiser(a.sqrt() * z + (1 - a).sqrt() * noise, timesteps) - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    z = torch.randn(200, 4, 2, 2)
+    for timestep in (200, 500):
+        ideal = (1 - abar[timestep]).sqrt() * z
+        error = (denoiser(z, torch.full((200,), timestep)) - ideal).square().mean() / ideal.square().mean()
+        assert float(error) < 0.1
+
+
+def test_embeddings() -> None:
+    assert sine_cosine(torch.tensor([0]), 8).tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
+    assert torch.unique(grid_positions(5, 16), dim=0).shape[0] == 25
+
+
+def test_ema_follows_its_formula_and_can_be_pickled() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    averaged = AveragedModel(layer, multi_avg_fn=EMAUpdate(0.5))
+    expected = None
+    for value in (1.0, 2.0, 5.0, -3.0):
+        nn.init.constant_(layer.weight, value)
+        updates = int(averaged.n_averaged)
+        averaged.update_parameters(layer)
+        decay = min(0.5, (1 + updates) / (10 + updates))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert averaged.module.weight.item() == pytest.approx(expected)
+    assert pickle.loads(pickle.dumps(averaged)).module.weight.item() == pytest.approx(expected)
+
+
+def test_unknown_denoiser() -> None:
+    with pytest.raises(ValueError, match=r"denoiser='gan' is unknown; use one of mlp, dit_s\."):
+        build_denoiser("gan", 8, 4)

@@ -1,0 +1,79 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The identities of DDIM inversion and its residual field, against independent float64 references."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anomalib_osdirf.diffusion import (
+    NoiseSchedule,
+    ddim_inversion_step,
+    diffusion_state,
+    finite_difference_field,
+    inverse_residual_field,
+)
+
+ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # float64, independent of diffusers
+
+steps = st.tuples(st.integers(0, 999), st.integers(0, 999)).filter(lambda pair: pair[0] < pair[1])
+
+
+def test_schedule_is_the_linear_one() -> None:
+    schedule = NoiseSchedule()
+    np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), ABAR, rtol=2e-5)
+    assert schedule.abar(150) == pytest.approx(ABAR[150], rel=1e-5)
+
+
+def test_forward_process_matches_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sample, noise = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
+    timesteps = torch.tensor([0, 500, 999])
+    expected = (
+        np.sqrt(ABAR[timesteps])[:, None, None, None] * sample.numpy()
+        + np.sqrt(1 - ABAR[timesteps])[:, None, None, None] * noise.numpy()
+    )
+    np.testing.assert_allclose(NoiseSchedule().add_noise(sample, noise, timesteps).numpy(), expected, atol=1e-5)
+
+
+@given(pair=steps, seed=st.integers(0, 2**31))
+def test_inversion_step_is_predict_then_renoise(pair: tuple[int, int], seed: int) -> None:
+    """The step equals: estimate the clean sample from z_s, then put it at t with the same predicted noise."""
+    abar_s, abar_t = ABAR[list(pair)]
+    rng = np.random.default_rng(seed)
+    z_s, eps = rng.normal(size=(2, 5))
+    clean = (z_s - np.sqrt(1 - abar_s) * eps) / np.sqrt(abar_s)
+    expected = np.sqrt(abar_t) * clean + np.sqrt(1 - abar_t) * eps
+    result = ddim_inversion_step(torch.tensor(z_s), torch.tensor(eps), abar_s, abar_t)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@given(pair=steps, seed=st.integers(0, 2**31))
+def test_finite_difference_of_a_step_is_the_field(pair: tuple[int, int], seed: int) -> None:
+    """The definition of the field: whichever successor is taken, the residual is the predicted noise."""
+    source, target = pair
+    z = torch.tensor(np.random.default_rng(seed).normal(size=(2, 3, 2, 2)))
+
+    def denoiser(state: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3 * state) + timesteps[:, None, None, None] / 1000
+
+    field = inverse_residual_field(denoiser, z, source, ABAR[source], "scaled")
+    z_s = diffusion_state(z, ABAR[source], "scaled")
+    z_t = ddim_inversion_step(z_s, field, ABAR[source], ABAR[target])
+    residual = finite_difference_field(z_s, z_t, ABAR[source], ABAR[target])
+    torch.testing.assert_close(residual, field, rtol=1e-7, atol=1e-7)
+
+
+def test_the_process_ends_in_the_predicted_noise() -> None:
+    z, eps = torch.randn(2, 4, dtype=torch.float64)
+    torch.testing.assert_close(ddim_inversion_step(z, eps, ABAR[700], 0.0), eps)
+
+
+def test_states() -> None:
+    z = torch.randn(2, 3)
+    assert diffusion_state(z, 0.25, "clean") is z
+    torch.testing.assert_close(diffusion_state(z, 0.25, "scaled"), z / 2)
+    with pytest.raises(ValueError, match=r"state='noisy' is unknown; use one of clean, scaled\."):
+        diffusion_state(z, 0.25, "noisy")

@@ -1,0 +1,81 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming moments and PCA whitening against numpy and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from anomalib_osdirf.features import PCAWhitening, StreamingMoments
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), offset=st.floats(-1e4, 1e4), seed=st.integers(0, 2**31)
+)
+def test_moments_do_not_depend_on_the_split(sizes: list[int], offset: float, seed: int) -> None:
+    samples = np.random.default_rng(seed).normal(size=(2, sum(sizes), 3)) + offset
+    moments = StreamingMoments()
+    for part in np.split(samples, np.cumsum(sizes)[:-1], axis=1):
+        moments.update(torch.tensor(part))
+    assert moments.count == sum(sizes)
+    for group in range(2):
+        np.testing.assert_allclose(moments.mean[group].numpy(), samples[group].mean(0), rtol=1e-9, atol=1e-9)
+        expected = np.cov(samples[group].T, bias=True)
+        np.testing.assert_allclose(moments.covariance()[group].numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_moments_refuse_features_that_are_not_finite() -> None:
+    with pytest.raises(ValueError, match="Features are not finite"):
+        StreamingMoments().update(torch.tensor([[1.0], [float("nan")]]))
+
+
+def _fit(samples: np.ndarray, rank: int | None) -> PCAWhitening:
+    moments = StreamingMoments()
+    moments.update(torch.tensor(samples))
+    whitening = PCAWhitening(samples.shape[1], rank)
+    whitening.fit(moments)
+    return whitening
+
+
+def _apply(whitening: PCAWhitening, samples: np.ndarray) -> np.ndarray:
+    return whitening(torch.tensor(samples, dtype=torch.float32)[:, :, None, None])[:, :, 0, 0].numpy()
+
+
+def test_whitening_matches_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8)) * rng.uniform(0.1, 50, 8) + 7
+    ours = _apply(_fit(samples, 5), samples)
+    standardised = StandardScaler().fit_transform(samples)
+    theirs = PCA(5, whiten=True).fit(standardised).transform(standardised) * np.sqrt(500 / 499)  # it divides by n - 1
+    signs = np.sign((ours * theirs).sum(0))
+    np.testing.assert_allclose(ours, theirs * signs, atol=2e-4)
+
+
+def test_whitened_features_have_unit_covariance() -> None:
+    rng = np.random.default_rng(1)
+    samples = rng.normal(size=(400, 6)) @ rng.normal(size=(6, 6))
+    np.testing.assert_allclose(np.cov(_apply(_fit(samples, 6), samples).T, bias=True), np.eye(6), atol=1e-4)
+
+
+def test_without_rank_channels_are_standardised() -> None:
+    samples = np.random.default_rng(2).normal(3, 9, size=(300, 4))
+    np.testing.assert_allclose(_apply(_fit(samples, None), samples), StandardScaler().fit_transform(samples), atol=1e-5)
+
+
+def test_constant_and_duplicate_channels_stay_finite() -> None:
+    base = np.random.default_rng(3).normal(size=(100, 2))
+    samples = np.concatenate([base, base, np.full((100, 1), 5.0)], axis=1)
+    whitened = _apply(_fit(samples, 5), samples)
+    assert np.isfinite(whitened).all()
+    assert np.abs(whitened).max() < 100
+
+
+def test_rank_is_an_upper_bound() -> None:
+    assert PCAWhitening(8, 96).out_channels == 8
+    with pytest.raises(ValueError, match=r"feature_dim=0 is not positive; use 1 to 8 for these layers, or null"):
+        PCAWhitening(8, 0)
