@@ -1,0 +1,28 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data sets that the package brings along."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anomalib_osdirf.data.synthetic_surfaces import SyntheticSurfaces
+
+__all__ = ["SyntheticSurfaces"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, because anomalib's data package takes seconds to import."""
+    if name == "SyntheticSurfaces":
+        from anomalib_osdirf.data.synthetic_surfaces import SyntheticSurfaces
+
+        return SyntheticSurfaces
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    """List the public names, the ones not yet imported included."""
+    return sorted(__all__)

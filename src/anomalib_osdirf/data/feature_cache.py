@@ -1,0 +1,202 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Backbone features of the training images, computed once and served for every epoch."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torchvision.transforms import v2
+
+_DETERMINISTIC_TRANSFORMS = (
+    v2.Resize,
+    v2.CenterCrop,
+    v2.Pad,
+    v2.Normalize,
+    v2.Grayscale,
+    v2.RGB,
+    v2.ToImage,
+    v2.ToDtype,
+    v2.ToPureTensor,
+    v2.Identity,
+)
+
+
+@dataclass
+class FeatureBatch:
+    """A training batch of cached features, in the place of an ``ImageBatch``.
+
+    Attributes:
+        features: Backbone features, shape ``(B, C, h, w)``.
+        image: Always ``None``; anomalib's pre-processor looks for it.
+        gt_mask: Always ``None``; likewise.
+    """
+
+    features: Tensor
+    image: None = None
+    gt_mask: None = None
+
+
+class FeatureCache:
+    """Features by image index, in memory or, above a limit, in a memory-mapped temporary file.
+
+    The file has no name once it is open, so nothing stays behind however the process ends.
+
+    Args:
+        num_images: Number N of images.
+        shape: Shape (C, h, w) of the features of one image.
+        memory_limit: Bytes above which a file is used.
+
+    Raises:
+        OSError: If the disk has no room for the file.
+    """
+
+    def __init__(self, num_images: int, shape: Sequence[int], memory_limit: float) -> None:
+        self.num_bytes = 4 * num_images * prod(shape)
+        self.on_disk = self.num_bytes > memory_limit
+        if self.on_disk:
+            with tempfile.TemporaryFile(prefix="osdirf-features-") as file:
+                self._reserve(file.fileno())
+                memory_map = np.memmap(file, dtype=np.float32, mode="r+", shape=(num_images, *shape))
+            self.features = torch.from_numpy(memory_map)
+        else:
+            self.features = torch.empty(num_images, *shape)
+
+    def _reserve(self, file: int) -> None:
+        """Claim the whole file: a page that can't be written later would kill the process without a word."""
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, self.num_bytes)
+            else:
+                os.truncate(file, self.num_bytes)
+        except OSError as error:
+            msg = (
+                f"The feature cache needs {self.num_bytes / 2**30:.1f} GiB in {tempfile.gettempdir()}: "
+                f"{error.strerror}; point TMPDIR at a larger disk, raise cache_memory_gb, or use feature_cache=false."
+            )
+            raise OSError(error.errno, msg) from error
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.features)
+
+    def describe(self) -> str:
+        """Say where the cache lies and how big it is."""
+        place = f"a memory-mapped temporary file in {tempfile.gettempdir()}" if self.on_disk else "memory"
+        return f"{self.num_bytes / 2**20:.1f} MiB in {place}"
+
+
+class CachedFeatureLoader:
+    """Shuffled batches of cached features, as a dataloader.
+
+    The order depends on the seed and the position in the training alone, so that an interrupted training goes on with
+    the very batch that came next.
+
+    Args:
+        num_images: Number of images; the cache itself may be filled later.
+        batch_size: Images in a batch; the last one of an epoch may be smaller.
+        seed: Seed of the order.
+        position: Returns the number of batches that were trained on so far.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, position: Callable[[], int]) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.position = position
+        self.cache: FeatureCache | None = None
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return ceil(self.num_images / self.batch_size)
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        """Yield what is left of the current epoch."""
+        epoch, first = divmod(self.position(), len(self))
+        order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(self.seed + epoch))
+        assert self.cache is not None
+        for indices in order.split(self.batch_size)[first:]:
+            yield FeatureBatch(self.cache.features[indices])
+
+    def in_order(self, batch_size: int) -> Iterator[FeatureBatch]:
+        """Yield every image once, in the order of the data set."""
+        assert self.cache is not None
+        for features in self.cache.features.split(batch_size):
+            yield FeatureBatch(features)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position is the trainer's. Its presence tells Lightning that the loader can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing back, see :meth:`state_dict`."""
+
+
+class CachedDataModule:
+    """The user's datamodule with another training dataloader; the datamodule itself stays untouched.
+
+    Args:
+        datamodule: The user's datamodule.
+        loader: Takes the place of its training dataloader.
+    """
+
+    def __init__(self, datamodule: LightningDataModule, loader: CachedFeatureLoader) -> None:
+        self.datamodule = datamodule
+        self.loader = loader
+
+    def train_dataloader(self) -> CachedFeatureLoader:
+        """Return the cached features."""
+        return self.loader
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the datamodule has
+        """Fall back on the user's datamodule."""
+        return getattr(self.datamodule, name)
+
+
+def reason_not_to_cache(dataloader: object) -> str | None:
+    """Tell why the features of a dataloader's images can't be computed once and for all.
+
+    Args:
+        dataloader: The training dataloader of the user's datamodule.
+
+    Returns:
+        The reason, or ``None`` if they can.
+    """
+    if not isinstance(dataloader, DataLoader) or not hasattr(dataloader.dataset, "__len__"):
+        return "the datamodule's dataloader is not over a data set of known length"
+    if type(dataloader.sampler) not in {RandomSampler, SequentialSampler} or dataloader.batch_size is None:
+        return "the datamodule has a sampler of its own"
+    augmentations = getattr(dataloader.dataset, "augmentations", None)
+    random = _random_transforms(augmentations)
+    if random:
+        return f"the datamodule augments ({', '.join(random)})"
+    return None
+
+
+def _random_transforms(transform: object) -> list[str]:
+    if transform is None or isinstance(transform, _DETERMINISTIC_TRANSFORMS):
+        return []
+    if isinstance(transform, v2.Compose):
+        return [name for part in transform.transforms for name in _random_transforms(part)]
+    return [type(transform).__name__]
+
+
+def ordered(dataloader: DataLoader) -> DataLoader:
+    """Return a dataloader over the same data in its own order, each image once."""
+    return DataLoader(
+        dataloader.dataset,
+        batch_size=dataloader.batch_size,
+        shuffle=False,
+        num_workers=dataloader.num_workers,
+        collate_fn=dataloader.collate_fn,
+        worker_init_fn=dataloader.worker_init_fn,
+        multiprocessing_context=dataloader.multiprocessing_context,
+    )

@@ -1,0 +1,708 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Drawings of three kinds of surface and of their defects, as pure functions of a seed.
+
+A picture is made in three steps: a scene is drawn at twice the resolution, a defect replaces a part of it, and a camera
+averages the pixels down, applies its exposure and adds noise. Scene, defect and camera each have their own random
+stream, so the same seed with and without a defect gives two pictures that agree, bit for bit, outside the mask.
+
+Lengths are in units of 1/256 of the image side, so a larger image shows the same scene in more detail.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+UNITS = 256.0
+SUPERSAMPLING = 2
+# A pixel belongs to the mask when the defect covers at least this share of it.
+MASK_COVERAGE = 0.1
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The sampling points of a picture before it is averaged down.
+
+    Args:
+        side (int): Number of samples along one side.
+    """
+
+    side: int
+
+    @property
+    def scale(self) -> float:
+        """Samples per unit of length."""
+        return self.side / UNITS
+
+    def coordinates(self) -> tuple[Array, Array]:
+        """Return the samples' x and y in units, each of shape ``(side, side)``."""
+        axis = (np.arange(self.side, dtype=np.float32) + 0.5) / self.scale
+        x, y = np.meshgrid(axis, axis)
+        return x, y
+
+    def nearest(self, place: tuple[float, float]) -> tuple[int, int]:
+        """Return the row and column of the sample nearest to a place, x and y in units."""
+        row, column = (min(max(int(coordinate * self.scale), 0), self.side - 1) for coordinate in reversed(place))
+        return row, column
+
+    def noise(self, rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
+        """Return Gaussian noise of unit variance with the given correlation lengths in units.
+
+        Args:
+            rng (np.random.Generator): Source of the noise.
+            sigma_x (float): Standard deviation of the smoothing along x, in units.
+            sigma_y (float): Standard deviation of the smoothing along y, in units.
+
+        Returns:
+            Array: Noise of shape ``(side, side)``.
+        """
+        sigmas = np.maximum(np.array([sigma_y, sigma_x]) * self.scale, 0.3)
+        # Long correlation needs few samples: the noise is made on a coarser grid and drawn out.
+        coarser = np.maximum(sigmas // 3, 1)
+        rows, columns = (int(count) for count in np.ceil(self.side / coarser) + 1)
+        white = rng.standard_normal((rows, columns), dtype=np.float32)
+        smooth = cv2.GaussianBlur(
+            white,
+            (0, 0),
+            sigmaX=float(sigmas[1] / coarser[1]),
+            sigmaY=float(sigmas[0] / coarser[0]),
+            borderType=cv2.BORDER_REFLECT_101,
+        )
+        smooth = cv2.resize(smooth, (self.side, self.side), interpolation=cv2.INTER_CUBIC)
+        mean, deviation = cv2.meanStdDev(smooth)
+        return (smooth - float(mean[0, 0])) / (float(deviation[0, 0]) + 1e-6)
+
+    def undulation(self, rng: np.random.Generator, knots: int) -> Array:
+        """Return a smooth random field of about unit size.
+
+        Args:
+            rng (np.random.Generator): Source of the field.
+            knots (int): Number of independent values along one side.
+
+        Returns:
+            Array: Field of shape ``(side, side)``.
+        """
+        values = rng.standard_normal((knots + 4, knots + 4)).astype(np.float32)
+        step = math.ceil(self.side / knots)
+        field = cv2.resize(values, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
+        # The values lie elsewhere in every picture, so that no place is smoother than others.
+        top, left = rng.integers(step, 3 * step, 2)
+        return field[top : top + self.side, left : left + self.side]
+
+    def distance_to_curve(self, points: Array) -> Array:
+        """Return each sample's distance, in units, to a polyline.
+
+        Args:
+            points (Array): Corners in units, of shape ``(N, 2)``.
+
+        Returns:
+            Array: Distances of shape ``(side, side)``.
+        """
+        background = np.full((self.side, self.side), 255, dtype=np.uint8)
+        corners = np.round(points * self.scale - 0.5).astype(np.int32)
+        cv2.polylines(background, [corners], isClosed=False, color=0, thickness=1)
+        return cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / self.scale
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """A defect, ready to be laid over a scene.
+
+    Args:
+        colour (Array): The altered scene of shape ``(side, side, 3)``.
+        coverage (Array): How much of the altered scene shows, from 0 to 1, of shape ``(side, side)``.
+    """
+
+    colour: Array
+    coverage: Array
+
+
+class Scene(ABC):
+    """One random piece of a surface.
+
+    Args:
+        canvas (Canvas): Where it is drawn.
+        rng (np.random.Generator): Source of everything random about the normal scene.
+    """
+
+    stain_strength = (0.07, 0.12)
+
+    def __init__(self, canvas: Canvas, rng: np.random.Generator) -> None:
+        self.canvas = canvas
+        self.x, self.y = canvas.coordinates()
+        self.arrange(rng)
+        self.normal = self.render()
+
+    @abstractmethod
+    def arrange(self, rng: np.random.Generator) -> None:
+        """Draw the scene's random properties."""
+
+    @abstractmethod
+    def render(self) -> Array:
+        """Return the normal scene of shape ``(side, side, 3)``, about 0 to 1."""
+
+    @classmethod
+    @abstractmethod
+    def defects(cls) -> dict[str, Callable[..., Alteration]]:
+        """Return the surface's kinds of defect: a name and the method that makes one."""
+
+    def stained(self, rng: np.random.Generator) -> Alteration:
+        """Return a stain with a ragged outline: a small change of hue and of brightness, either way."""
+        centre = random_place(rng, margin=36)
+        shape = smoothstep(1.0 - self.ragged_distance(rng, centre, rng.uniform(9, 24)), 0.0, 0.25)
+        tint = 1.0 + rng.uniform(*self.stain_strength) * unit_tint(rng, brightness=0.7)
+        return Alteration(self.normal * tint.astype(np.float32), shape)
+
+    def ragged_distance(self, rng: np.random.Generator, centre: tuple[float, float], radius: float) -> Array:
+        """Return a distance from ``centre`` that is 1 on a ragged, slightly elongated outline of size ``radius``."""
+        angle = rng.uniform(0, math.pi)
+        elongation = rng.uniform(1.0, 1.6)
+        along, across = rotated(self.x - centre[0], self.y - centre[1], angle)
+        distance = np.hypot(along / elongation, across * elongation) / radius
+        return distance * (1.0 + 0.12 * np.clip(self.canvas.undulation(rng, 24), -2, 2))
+
+
+class Weave(Scene):
+    """A plain-woven cloth of two yarns, unevenly stretched."""
+
+    pitch = 10.0
+    half_width = 0.46
+
+    @classmethod
+    def defects(cls) -> dict[str, Callable[..., Alteration]]:
+        """Return the kinds of defect in a cloth."""
+        return {
+            "distortion": cls.distorted,
+            "missing_thread": cls.missing_thread,
+            "snag": cls.snagged,
+            "stain": cls.stained,
+            "wrong_weave": cls.wrong_weave,
+        }
+
+    def arrange(self, rng: np.random.Generator) -> None:
+        """Draw phase, stretch, yarn colours and the unevenness of each yarn."""
+        canvas = self.canvas
+        angle = math.radians(rng.uniform(-2.0, 2.0))
+        pitch = [self.pitch * rng.uniform(0.97, 1.03) for _ in range(2)]
+        stretched_x = self.x + 1.2 * canvas.undulation(rng, 5)
+        stretched_y = self.y + 1.2 * canvas.undulation(rng, 5)
+        along, across = rotated(stretched_x, stretched_y, angle)
+        phase = [rng.uniform(8, 10) for _ in range(2)]
+        self.u = along / pitch[0] + phase[0]
+        self.v = across / pitch[1] + phase[1]
+        self.yarns = np.array([[0.56, 0.60, 0.66], [0.66, 0.60, 0.50]], dtype=np.float32)
+        self.yarns *= rng.uniform(0.95, 1.05, (2, 3)).astype(np.float32)
+        self.evenness = (1.0 + 0.07 * rng.standard_normal((2, 64))).astype(np.float32)
+        self.fibres = (canvas.noise(rng, 0.5, 2.5), canvas.noise(rng, 2.5, 0.5))
+
+    def render(self) -> Array:
+        """Return the cloth."""
+        return self.cloth(self.u, self.v)
+
+    def cloth(
+        self,
+        u: Array,
+        v: Array,
+        change_order: Callable[[Array, Array, Array], Array] | None = None,
+        missing: int | None = None,
+    ) -> Array:
+        """Return the cloth for given yarn coordinates.
+
+        Args:
+            u (Array): Position across the upright yarns, in yarns, of shape ``(side, side)``.
+            v (Array): Position across the level yarns, in yarns, of shape ``(side, side)``.
+            change_order (Callable | None): Turns (column, row, which yarn is on top) into another order.
+            missing (int | None): An upright yarn that is not there.
+
+        Returns:
+            Array: Colours of shape ``(side, side, 3)``.
+        """
+        column, row = np.floor(u), np.floor(v)
+        off_column, off_row = u - column - 0.5, v - row - 0.5
+        upright_on_top = (column + row) % 2 == 0
+        if change_order is not None:
+            upright_on_top = change_order(column, row, upright_on_top)
+        upright_there = np.abs(off_column) < self.half_width
+        level_there = np.abs(off_row) < self.half_width
+        if missing is not None:
+            upright_there &= column != missing
+        upright_shows = upright_there & (upright_on_top | ~level_there)
+        level_shows = level_there & ~upright_shows
+
+        def shade(off_across: Array, off_along: Array, on_top: Array, along: Array, fibre: Array) -> Array:
+            roundness = np.sqrt(np.maximum(1.0 - (off_across / (self.half_width * 1.08)) ** 2, 0.0))
+            height = np.where(on_top, np.cos(off_along * (math.pi * 0.8)), np.float32(0.35))
+            twist = np.sin((along * 2.0 + off_across * 1.2) * (2 * math.pi))
+            return (0.42 + 0.58 * roundness * height) * (1.0 + 0.07 * twist + 0.07 * fibre)
+
+        upright = shade(off_column, off_row, upright_on_top, v, self.fibres[0])
+        level = shade(off_row, off_column, ~upright_on_top, u, self.fibres[1])
+        upright *= self.evenness[0][column.astype(np.int64) % 64]
+        level *= self.evenness[1][row.astype(np.int64) % 64]
+        cloth = np.where(level_shows[..., None], level[..., None] * self.yarns[1], np.float32(0.2))
+        return np.where(upright_shows[..., None], upright[..., None] * self.yarns[0], cloth)
+
+    def missing_thread(self, rng: np.random.Generator) -> Alteration:
+        """Return a piece of cloth in which a stretch of one yarn is gone."""
+        swap = bool(rng.integers(2))
+        u, v = (self.v, self.u) if swap else (self.u, self.v)
+        column = int(np.floor(u.min())) + int(rng.integers(4, 21))
+        first = int(np.floor(v.min())) + int(rng.integers(3, 16))
+        length = int(rng.integers(2, 7))
+        inside = (np.floor(u) == column) & (np.floor(v) >= first) & (np.floor(v) < first + length)
+        if swap:
+            # Rows and columns change places, so the same drawing leaves out a level yarn.
+            level = Weave.__new__(Weave)
+            level.yarns, level.evenness, level.fibres = self.yarns[::-1], self.evenness[::-1], self.fibres[::-1]
+            return Alteration(level.cloth(u, v, lambda _c, _r, on_top: ~on_top, column), inside.astype(np.float32))
+        return Alteration(self.cloth(u, v, missing=column), inside.astype(np.float32))
+
+    def wrong_weave(self, rng: np.random.Generator) -> Alteration:
+        """Return a patch in which the yarns cross in another order."""
+        centre = random_place(rng, margin=40)
+        middle = self.canvas.nearest(centre)
+        half_columns, half_rows = rng.integers(1, 4, 2)
+        columns, rows = np.floor(self.u) - np.floor(self.u[middle]), np.floor(self.v) - np.floor(self.v[middle])
+        inside = (np.abs(columns) <= half_columns) & (np.abs(rows) <= half_rows)
+        kind = rng.integers(3)
+
+        def change_order(column: Array, row: Array, on_top: Array) -> Array:
+            other = ((column // 2 + row // 2) % 2 == 0, (column + row) % 3 == 0, on_top | (row % 3 > 0))[kind]
+            return np.where(inside, other, on_top)
+
+        return Alteration(self.cloth(self.u, self.v, change_order), inside.astype(np.float32))
+
+    def distorted(self, rng: np.random.Generator) -> Alteration:
+        """Return a patch in which the yarns are pushed aside."""
+        centre = random_place(rng, margin=44)
+        radius = rng.uniform(14, 30)
+        bump = finite_bump(np.hypot(self.x - centre[0], self.y - centre[1]) / radius)
+        angle = rng.uniform(0, 2 * math.pi)
+        push = rng.uniform(0.45, 0.75)
+        u = self.u + push * math.cos(angle) * bump
+        v = self.v + push * math.sin(angle) * bump
+        return Alteration(self.cloth(u, v), (bump > 0).astype(np.float32))
+
+    def snagged(self, rng: np.random.Generator) -> Alteration:
+        """Return a loose yarn that lies on the cloth."""
+        points = random_curve(rng, length=rng.uniform(22, 60), bend=0.5)
+        width = rng.uniform(2.0, 3.2)
+        distance = self.canvas.distance_to_curve(points)
+        roundness = np.sqrt(np.maximum(1.0 - (distance / (width * 1.1)) ** 2, 0.0))
+        shade = (0.4 + 0.5 * roundness) * (1.0 + 0.1 * self.fibres[0])
+        colour = shade[..., None] * self.yarns[rng.integers(2)]
+        return Alteration(colour, (distance < width).astype(np.float32))
+
+
+class BrushedMetal(Scene):
+    """A metal sheet brushed in one direction under a lamp."""
+
+    stain_strength = (0.04, 0.07)
+
+    @classmethod
+    def defects(cls) -> dict[str, Callable[..., Alteration]]:
+        """Return the kinds of defect in a metal sheet."""
+        return {
+            "cross_brushed": cls.cross_brushed,
+            "dent": cls.dented,
+            "pits": cls.pitted,
+            "scratch": cls.scratched,
+            "stain": cls.stained,
+        }
+
+    def arrange(self, rng: np.random.Generator) -> None:
+        """Draw brush strokes, their direction and the lamp's place."""
+        self.angle = math.radians(rng.uniform(-4.0, 4.0))
+        self.streaks = self.brushed(rng, self.angle)
+        # A second, weaker pass of the brush and grains of dust are normal: they keep the defects from standing alone.
+        second_pass = self.brushed(rng, self.angle + math.radians(rng.uniform(-14, 14)))
+        self.streaks += 0.5 * smoothstep(self.canvas.undulation(rng, 5), -0.5, 1.5) * second_pass
+        self.streaks *= rng.uniform(0.8, 1.15)
+        for _ in range(int(rng.integers(6, 20))):
+            grain = np.hypot(self.x - rng.uniform(0, UNITS), self.y - rng.uniform(0, UNITS)) / rng.uniform(0.6, 1.1)
+            self.streaks += random_sign(rng) * rng.uniform(1.0, 2.2) * np.maximum(1.0 - grain, 0.0)
+        along, across = rotated(self.x - UNITS / 2, self.y - UNITS / 2, rng.uniform(0, 2 * math.pi))
+        self.light = 0.5 + 0.09 * np.exp(-(((along - rng.uniform(-80, 80)) / rng.uniform(60, 110)) ** 2))
+        self.light = self.light + 0.0004 * across * rng.uniform(-1, 1)
+        self.metal = np.array([0.96, 1.0, 1.05], dtype=np.float32) * rng.uniform(0.985, 1.015, 3).astype(np.float32)
+
+    def brushed(self, rng: np.random.Generator, angle: float) -> Array:
+        """Return brush strokes of about unit variance in the direction ``angle``, of shape ``(side, side)``."""
+        canvas = self.canvas
+        strokes = (
+            0.75 * canvas.noise(rng, 45, 0.7) + 0.55 * canvas.noise(rng, 14, 0.5) + 0.35 * canvas.noise(rng, 30, 3)
+        )
+        centre = ((canvas.side - 1) / 2, (canvas.side - 1) / 2)
+        turn = cv2.getRotationMatrix2D(centre, -math.degrees(angle), 1.0)
+        return cv2.warpAffine(
+            strokes, turn, (canvas.side, canvas.side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        )
+
+    def render(self) -> Array:
+        """Return the sheet."""
+        return self.lit(self.streaks)
+
+    def lit(self, relief: Array) -> Array:
+        """Return the sheet with a relief of brightness, of shape ``(side, side, 3)``."""
+        return (self.light * (1.0 + 0.085 * relief))[..., None] * self.metal
+
+    def scratched(self, rng: np.random.Generator) -> Alteration:
+        """Return a scratch across the brushing: one flank catches the light, the other lies in shade."""
+        away = random_sign(rng) * math.radians(rng.uniform(18, 90))
+        points = random_curve(rng, length=rng.uniform(20, 60), bend=0.12, angle=self.angle + away)
+        return self.groove(points, width=rng.uniform(1.3, 2.2), depth=rng.uniform(1.3, 2.1) * random_sign(rng))
+
+    def groove(self, points: Array, width: float, depth: float) -> Alteration:
+        """Return a groove along a curve."""
+        distance = self.canvas.distance_to_curve(points)
+        chord = points[-1] - points[0]
+        normal = np.array([-chord[1], chord[0]]) / (np.linalg.norm(chord) + 1e-6)
+        # The flank is told by the distance to the curve moved a little sideways.
+        moved = self.canvas.distance_to_curve((points + normal * width).astype(np.float32))
+        flank = np.clip((moved - distance) / width, -1, 1)
+        inside = (distance < width * 1.3).astype(np.float32)
+        return Alteration(self.lit(0.7 * self.streaks + depth * flank), inside)
+
+    def dented(self, rng: np.random.Generator) -> Alteration:
+        """Return a dent: light on one slope, shade on the other, strokes bent along."""
+        centre = random_place(rng, margin=36)
+        radius = rng.uniform(8, 22)
+        away_x, away_y = (self.x - centre[0]) / radius, (self.y - centre[1]) / radius
+        bump = finite_bump(np.hypot(away_x, away_y))
+        light = rng.uniform(0, 2 * math.pi)
+        slope = math.cos(light) * away_x + math.sin(light) * away_y
+        bent = self.displaced(self.streaks, np.zeros_like(bump), bump * random_sign(rng) * radius * 0.25)
+        relief = bent + slope * bump * rng.uniform(2.0, 3.5)
+        return Alteration(self.lit(relief), (bump > 0).astype(np.float32))
+
+    def displaced(self, field: Array, by_x: Array, by_y: Array) -> Array:
+        """Return a field read at displaced places, the displacement in units."""
+        scale = self.canvas.scale
+        map_x = ((self.x + by_x) * scale - 0.5).astype(np.float32)
+        map_y = ((self.y + by_y) * scale - 0.5).astype(np.float32)
+        return cv2.remap(field, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+
+    def cross_brushed(self, rng: np.random.Generator) -> Alteration:
+        """Return a patch that was brushed in another direction."""
+        centre = random_place(rng, margin=40)
+        shape = smoothstep(1.0 - self.ragged_distance(rng, centre, rng.uniform(10, 26)), 0.0, 0.15)
+        turn = random_sign(rng) * math.radians(rng.uniform(15, 60))
+        return Alteration(self.lit(self.brushed(rng, self.angle + turn)), shape)
+
+    def pitted(self, rng: np.random.Generator) -> Alteration:
+        """Return a cluster of small pits, each with a bright and a dark side."""
+        centre = random_place(rng, margin=40)
+        relief = self.streaks.copy()
+        coverage = np.zeros_like(relief)
+        light = rng.uniform(0, 2 * math.pi)
+        for _ in range(int(rng.integers(3, 8))):
+            place = (centre[0] + rng.normal(0, 9), centre[1] + rng.normal(0, 9))
+            radius = rng.uniform(1.8, 3.5)
+            away_x, away_y = (self.x - place[0]) / radius, (self.y - place[1]) / radius
+            inside = np.hypot(away_x, away_y) < 1
+            slope = math.cos(light) * away_x + math.sin(light) * away_y
+            relief[inside] = 0.6 * relief[inside] + 2.2 * slope[inside]
+            coverage[inside] = 1.0
+        return Alteration(self.lit(relief), coverage)
+
+
+class PrintedParts(Scene):
+    """A tray of printed parts, four by four, each set down a little crookedly."""
+
+    per_side = 4
+    half_length = 21.0
+    half_height = 16.0
+
+    @classmethod
+    def defects(cls) -> dict[str, Callable[..., Alteration]]:
+        """Return the kinds of defect on a tray of parts."""
+        return {
+            "colour_shift": cls.colour_shifted,
+            "misprint": cls.misprinted,
+            "missing_part": cls.missing_part,
+            "scratch": cls.scratched,
+            "tilted_part": cls.tilted_part,
+        }
+
+    def arrange(self, rng: np.random.Generator) -> None:
+        """Draw the tray's place, each part's place, turn and shade, and the grain of the materials."""
+        count = self.per_side
+        tray = rng.uniform(-2.5, 2.5, 2)
+        self.shift = (tray + rng.normal(0, 0.7, (count, count, 2))).astype(np.float32)
+        self.turn = np.deg2rad(rng.normal(0, 1.2, (count, count))).astype(np.float32)
+        self.shade = (1.0 + 0.05 * rng.standard_normal((count, count))).astype(np.float32)
+        self.board_grain = 0.6 * self.canvas.noise(rng, 0.8, 0.8) + 0.6 * self.canvas.noise(rng, 4.0, 4.0)
+        self.part_grain = self.canvas.noise(rng, 0.7, 0.7)
+        warmth = rng.uniform(0.97, 1.03, (3, 3)).astype(np.float32)
+        self.board_colour = np.array([0.30, 0.42, 0.36], dtype=np.float32) * warmth[0]
+        self.body_colour = np.array([0.58, 0.53, 0.47], dtype=np.float32) * warmth[1]
+        self.ink_colour = np.array([0.27, 0.30, 0.40], dtype=np.float32) * warmth[2]
+
+    def render(self) -> Array:
+        """Return the tray."""
+        return self.tray()
+
+    def frame(self, shift: Array, turn: Array) -> tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]:
+        """Return each sample's place in its part's frame, x and y in units, and the part's column and row."""
+        pitch = UNITS / self.per_side
+        column = np.minimum((self.x / pitch).astype(np.int64), self.per_side - 1)
+        row = np.minimum((self.y / pitch).astype(np.int64), self.per_side - 1)
+        middle = ((np.arange(self.per_side) + 0.5) * pitch).astype(np.float32)
+        centre_x, centre_y = middle[None, :] + shift[..., 0], middle[:, None] + shift[..., 1]
+        along, across = rotated(self.x - centre_x[row, column], self.y - centre_y[row, column], turn[row, column])
+        return along, across, column, row
+
+    def body(self, along: Array, across: Array) -> Array:
+        """Return the signed distance to a part's rounded outline, negative inside, in units."""
+        return rounded_box(along, across, self.half_length, self.half_height, 4.0)
+
+    def ink(self, along: Array, across: Array) -> NDArray[np.bool_]:
+        """Return where a part is printed: a ring, and three bars of different lengths."""
+        ring = np.abs(np.hypot(along + 9.5, across) - 6.0) < 1.5
+        bars = np.zeros_like(ring)
+        for offset, length in ((-7.0, 8.0), (0.0, 5.5), (7.0, 7.0)):
+            bars |= rounded_box(along - 1.5 - length, across - offset, length, 1.5, 0.7) < 0
+        return ring | bars
+
+    def tray(
+        self,
+        shift: Array | None = None,
+        turn: Array | None = None,
+        printed: NDArray[np.bool_] | None = None,
+        missing: tuple[int, int] | None = None,
+        body_colour: Array | None = None,
+    ) -> Array:
+        """Return the tray, with some properties replaced.
+
+        Args:
+            shift (Array | None): Places of the parts of shape ``(4, 4, 2)``.
+            turn (Array | None): Turns of the parts of shape ``(4, 4)``.
+            printed (NDArray[np.bool_] | None): Where there is ink, of shape ``(side, side)``.
+            missing (tuple[int, int] | None): Row and column of a part that is not there.
+            body_colour (Array | None): Colour of the parts, broadcast to ``(4, 4, 3)``.
+
+        Returns:
+            Array: Colours of shape ``(side, side, 3)``.
+        """
+        along, across, column, row = self.frame(
+            self.shift if shift is None else shift, self.turn if turn is None else turn
+        )
+        colours = np.broadcast_to(self.body_colour if body_colour is None else body_colour, (*self.shade.shape, 3))
+        outline = self.body(along, across)
+        there = outline < 0
+        shadow = self.body(along - 1.6, across - 1.6) < 0
+        if missing is not None:
+            gone = (row == missing[0]) & (column == missing[1])
+            there, shadow = there & ~gone, shadow & ~gone
+        if printed is None:
+            printed = self.ink(along, across)
+        picture = self.board_colour * (1.0 + 0.1 * self.board_grain)[..., None]
+        picture *= np.where(shadow, 0.7, 1.0)[..., None].astype(np.float32)
+        bevel = 1.0 + 0.12 * smoothstep(outline + 2.5, 0.0, 2.5) * np.sign(-across - along)
+        surface = self.shade[row, column] * (1.0 + 0.045 * self.part_grain) * bevel
+        bodies = colours[row, column] * surface[..., None]
+        inked = self.ink_colour * (1.0 + 0.05 * self.part_grain)[..., None]
+        picture = np.where(there[..., None], bodies, picture)
+        return np.where((there & printed)[..., None], inked, picture)
+
+    def any_part(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Return the row and column of a part."""
+        row, column = rng.integers(0, self.per_side, 2)
+        return int(row), int(column)
+
+    def changed(self, altered: Array, close: float) -> Alteration:
+        """Return an alteration that covers the samples that differ from the normal scene, small gaps closed."""
+        differs = (np.abs(altered - self.normal).max(axis=2) > 0.01).astype(np.uint8)
+        width = 2 * max(round(close * self.canvas.scale), 1) + 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+        closed = cv2.morphologyEx(differs, cv2.MORPH_CLOSE, kernel)
+        return Alteration(altered, closed.astype(np.float32))
+
+    def missing_part(self, rng: np.random.Generator) -> Alteration:
+        """Return a tray on which one part is not there."""
+        return self.changed(self.tray(missing=self.any_part(rng)), close=3.0)
+
+    def tilted_part(self, rng: np.random.Generator) -> Alteration:
+        """Return a tray on which one part lies crookedly."""
+        row, column = self.any_part(rng)
+        turn = self.turn.copy()
+        turn[row, column] += random_sign(rng) * math.radians(rng.uniform(9, 18))
+        return self.changed(self.tray(turn=turn), close=7.0)
+
+    def misprinted(self, rng: np.random.Generator) -> Alteration:
+        """Return a tray on which one part's print is turned over, moved, or partly lost."""
+        part = self.any_part(rng)
+        along, across, column, row = self.frame(self.shift, self.turn)
+        here = (row == part[0]) & (column == part[1])
+        kind = rng.integers(4)
+        if kind == 0:
+            wrong = self.ink(-along, across)
+        elif kind == 1:
+            move = [random_sign(rng) * rng.uniform(2.0, 3.5) for _ in range(2)]
+            wrong = self.ink(along + move[0], across + move[1])
+        elif kind == 2:
+            bar = rng.integers(3)
+            band = np.abs(across - (-7.0, 0.0, 7.0)[bar]) < 3.0
+            wrong = self.ink(along, across) & ~(band & (along > 1.0))
+        else:
+            wrong = self.ink(along, across) & ~(along < -2.0)
+        printed = np.where(here, wrong, self.ink(along, across))
+        return self.changed(self.tray(printed=printed), close=4.0)
+
+    def colour_shifted(self, rng: np.random.Generator) -> Alteration:
+        """Return a tray on which one part has another hue, at about the same brightness."""
+        row, column = self.any_part(rng)
+        colours = np.broadcast_to(self.body_colour, (*self.shade.shape, 3)).copy()
+        colours[row, column] *= (1.0 + rng.uniform(0.08, 0.13) * unit_tint(rng, brightness=0.1)).astype(np.float32)
+        return self.changed(self.tray(body_colour=colours), close=2.0)
+
+    def scratched(self, rng: np.random.Generator) -> Alteration:
+        """Return a scratch over parts and tray: it lightens what is dark and darkens what is light."""
+        points = random_curve(rng, length=rng.uniform(22, 60), bend=0.3)
+        distance = self.canvas.distance_to_curve(points)
+        middle = self.normal.mean(axis=2, keepdims=True)
+        strength = rng.uniform(0.14, 0.2)
+        scratched = self.normal + np.where(middle > 0.43, -strength, strength).astype(np.float32)
+        return Alteration(scratched, (distance < rng.uniform(1.0, 1.7)).astype(np.float32))
+
+
+SURFACES: dict[str, type[Scene]] = {"weave": Weave, "brushed_metal": BrushedMetal, "printed_parts": PrintedParts}
+
+
+def draw_surface(
+    category: str,
+    defect: str | None,
+    image_size: int,
+    seed: Sequence[int],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw one picture of a surface and the mask of its defect.
+
+    Args:
+        category (str): One of ``SURFACES``.
+        defect (str | None): One of the surface's defects, or ``None`` for a normal picture.
+        image_size (int): Side of the picture in pixels.
+        seed (Sequence[int]): Non-negative numbers that stand for this picture.
+
+    Returns:
+        tuple[NDArray[np.uint8], NDArray[np.uint8]]: The picture as RGB of shape ``(image_size, image_size, 3)`` and the
+            mask, 0 or 255, of shape ``(image_size, image_size)``.
+    """
+    scene_rng, defect_rng, camera_rng = (np.random.default_rng([*seed, stream]) for stream in range(3))
+    surface = SURFACES[category]
+    scene = surface(Canvas(image_size * SUPERSAMPLING), scene_rng)
+    picture, mask = scene.normal, np.zeros((image_size, image_size), dtype=np.uint8)
+    if defect is not None:
+        alteration = surface.defects()[defect](scene, defect_rng)
+        inside = averaged_down(alteration.coverage) >= MASK_COVERAGE
+        mask[inside] = 255
+        # A defect that no mask pixel owns up to must leave no trace.
+        coverage = alteration.coverage * inside.repeat(SUPERSAMPLING, axis=0).repeat(SUPERSAMPLING, axis=1)
+        picture = picture + coverage[..., None] * (alteration.colour - picture)
+    return photographed(averaged_down(picture), camera_rng), mask
+
+
+def averaged_down(samples: Array) -> Array:
+    """Average blocks of samples into pixels: ``(side, side, ...)`` to ``(side / 2, side / 2, ...)``."""
+    height, width = samples.shape[0] // SUPERSAMPLING, samples.shape[1] // SUPERSAMPLING
+    return cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def photographed(radiance: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return what a camera sees: uneven light, an exposure of its own, and noise that grows with the light.
+
+    Args:
+        radiance (Array): The scene of shape ``(H, W, 3)``, about 0 to 1.
+        rng (np.random.Generator): Source of exposure and noise.
+
+    Returns:
+        NDArray[np.uint8]: The picture of shape ``(H, W, 3)``.
+    """
+    height, width = radiance.shape[:2]
+    exposure = rng.uniform(0.86, 1.14) * rng.uniform(0.98, 1.02, 3)
+    slope_x, slope_y = rng.uniform(-0.07, 0.07, 2)
+    light = 1.0 + slope_x * np.linspace(-1, 1, width)[None, :] + slope_y * np.linspace(-1, 1, height)[:, None]
+    seen = radiance * light[..., None].astype(np.float32) * exposure.astype(np.float32)
+    noise = rng.standard_normal(radiance.shape, dtype=np.float32)
+    seen = seen + noise * np.sqrt(0.008**2 + 0.015**2 * np.clip(seen, 0, 1))
+    return np.round(np.clip(seen, 0, 1) * 255).astype(np.uint8)
+
+
+def smoothstep(value: Array, low: float, high: float) -> Array:
+    """Return 0 below ``low``, 1 above ``high`` and a smooth step between, in the shape of ``value``."""
+    step = np.clip((value - low) / (high - low), 0, 1)
+    return (step * step * (3 - 2 * step)).astype(np.float32)
+
+
+def finite_bump(distance: Array) -> Array:
+    """Return a smooth bump: 1 at distance 0, exactly 0 from about 0.83 on."""
+    bump = np.maximum(1.0 - np.minimum(distance, 1.0) ** 2, 0.0) ** 2
+    return np.maximum(bump - 0.1, 0.0) / 0.9
+
+
+def rotated(x: Array, y: Array, angle: float | Array) -> tuple[Array, Array]:
+    """Return coordinates along and across a direction."""
+    # A Python number keeps single precision, which numpy's own scalars would raise to double.
+    cos = math.cos(angle) if isinstance(angle, float) else np.cos(angle)
+    sin = math.sin(angle) if isinstance(angle, float) else np.sin(angle)
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def rounded_box(x: Array, y: Array, half_width: float, half_height: float, radius: float) -> Array:
+    """Return the signed distance to a box with rounded corners, negative inside."""
+    beyond_x, beyond_y = np.abs(x) - half_width + radius, np.abs(y) - half_height + radius
+    outside = np.hypot(np.maximum(beyond_x, 0), np.maximum(beyond_y, 0))
+    return outside + np.minimum(np.maximum(beyond_x, beyond_y), 0) - radius
+
+
+def unit_tint(rng: np.random.Generator, brightness: float) -> Array:
+    """Return a random direction in RGB with a limited share of plain brightness, of shape ``(3,)``."""
+    hue = rng.standard_normal(3)
+    hue -= hue.mean()
+    hue *= np.sqrt(3) / (np.linalg.norm(hue) + 1e-6)
+    return hue * math.sqrt(1 - brightness**2) + brightness * random_sign(rng)
+
+
+def random_sign(rng: np.random.Generator) -> float:
+    """Return -1 or 1."""
+    return 1.0 if rng.integers(2) else -1.0
+
+
+def random_place(rng: np.random.Generator, margin: float) -> tuple[float, float]:
+    """Return a place, x and y in units, at least ``margin`` away from the border."""
+    return rng.uniform(margin, UNITS - margin), rng.uniform(margin, UNITS - margin)
+
+
+def random_curve(rng: np.random.Generator, length: float, bend: float, angle: float | None = None) -> Array:
+    """Return a slightly bent stroke that stays inside the picture.
+
+    Args:
+        rng (np.random.Generator): Source of place, direction and bend.
+        length (float): Length of the stroke in units.
+        bend (float): Largest deviation from a straight line, relative to the length.
+        angle (float | None): Direction in radians, random when not given.
+
+    Returns:
+        Array: Corners in units of shape ``(33, 2)``.
+    """
+    direction = rng.uniform(0, math.pi) if angle is None else angle
+    margin = 12 + length / 2
+    centre = rng.uniform(margin, UNITS - margin, 2)
+    step = np.linspace(-0.5, 0.5, 33)
+    sideways = (
+        rng.uniform(-bend, bend) * (0.25 - step**2) * 2 + rng.uniform(-bend, bend) * np.sin(2 * math.pi * step) * 0.2
+    )
+    along = np.array([np.cos(direction), np.sin(direction)])
+    across = np.array([-along[1], along[0]])
+    curve = centre + length * (step[:, None] * along + sideways[:, None] * across)
+    return curve.astype(np.float32)
