@@ -1,0 +1,7 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The models, as anomalib sees them."""
+
+from anomalib_osdirf.models.osdirf import OSDIRF, OSDIRFModel
+
+__all__ = ["OSDIRF", "OSDIRFModel"]

@@ -1,0 +1,143 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""OSD-IRF as an anomalib model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from anomalib import LearningType
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+
+from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
+from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.models.osdirf.torch_model import OSDIRFModel
+from anomalib_osdirf.registration import register
+
+
+class OSDIRF(FeatureDiffusion, AnomalibModule):  # type: ignore[misc] # both parents of AnomalibModule have to_onnx
+    """One-step diffusion with the inverse residual field (OSD-IRF, arXiv 2604.18393).
+
+    A denoiser is trained on the features of normal images. At test time one evaluation of it gives the inverse
+    residual field, and the Gaussian negative log density of that field is the anomaly map.
+
+    Args:
+        backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
+            Defaults to ``efficientnet_b4``.
+        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 2, 4, 8 and
+            16. Defaults to ``None``.
+        pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
+        backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
+        feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
+            standardised. Defaults to ``96``.
+        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
+        denoiser: ``mlp``, which looks at each position alone, or ``dit_s``, a small transformer. Defaults to ``mlp``.
+        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``150``.
+        state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
+            Defaults to ``scaled``.
+        density: Gaussian of the field: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
+            covariance. Defaults to ``position_full``.
+        image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest 8 %) or ``mean``.
+            Defaults to ``top_k``.
+        learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
+        weight_decay: Weight decay of AdamW. Defaults to ``0.0``.
+        warmup_steps: Steps of linear warm-up, a tenth of the training at most. Defaults to ``100``.
+        gradient_clip_norm: Largest gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` goes before it.
+            Defaults to ``1.0``.
+        ema_decay: Decay of the denoiser's exponential moving average, which is what is evaluated. Defaults to
+            ``0.999``.
+        max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
+            Defaults to ``1500``.
+        max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
+        check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
+            ``None``.
+        checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
+        feature_cache: Compute features once and train on them, where the data are not augmented. Defaults to ``True``.
+        cache_memory_gb: Size in GiB above which the cache is a memory-mapped file. Defaults to ``4.0``.
+        pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and ImageNet normalisation. Defaults to
+            ``True``.
+        post_processor: Post-processor, or ``True`` for anomalib's. Defaults to ``True``.
+        evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
+            ``True``.
+        visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
+
+    Raises:
+        ValueError: If an argument is unknown or out of range.
+
+    Example:
+        >>> from anomalib.data import Folder
+        >>> from anomalib.engine import Engine
+        >>> model = OSDIRF(backbone="mobilenetv2_100", backbone_weights="mobilenetv2_100.safetensors")
+        >>> Engine().train(model, datamodule=Folder("parts", root="parts", normal_dir="good"))  # doctest: +SKIP
+    """
+
+    model: OSDIRFModel
+
+    def __init__(
+        self,
+        backbone: str = "efficientnet_b4",
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        backbone_weights: str | None = None,
+        feature_dim: int | None = 96,
+        grid_size: int = 8,
+        denoiser: str = "mlp",
+        timestep: int = 150,
+        state: str = "scaled",
+        density: str = "position_full",
+        image_score: str = "top_k",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 100,
+        gradient_clip_norm: float = 1.0,
+        ema_decay: float = 0.999,
+        max_steps: int = 1500,
+        max_epochs: int | None = None,
+        check_val_every_n_epoch: int | None = None,
+        checkpoint_every_n_steps: int = 200,
+        feature_cache: bool = True,
+        cache_memory_gb: float = 4.0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.model = self.build_model(dict(self.hparams))
+
+    def build_model(self, arguments: dict[str, Any]) -> OSDIRFModel:
+        """Build the torch module from the constructor's arguments."""
+        names = (
+            "backbone",
+            "layers",
+            "feature_dim",
+            "grid_size",
+            "denoiser",
+            "timestep",
+            "state",
+            "density",
+            "image_score",
+            "ema_decay",
+        )
+        return OSDIRFModel(**{name: arguments[name] for name in names})
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: training images are normal."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Metrics that are computed by default."""
+        return default_evaluator()
+
+
+register(OSDIRF)

@@ -1,0 +1,130 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""A small data set of textured images and a small model, for every test that trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from anomalib.data import Folder
+from anomalib.engine import Engine
+
+from anomalib_osdirf import OSDIRF
+
+TINY: dict[str, Any] = {
+    "backbone": "test_efficientnet",
+    "pre_trained": False,
+    "feature_dim": 8,
+    "grid_size": 4,
+    "max_steps": 6,
+    "checkpoint_every_n_steps": 2,
+}
+
+
+def textured_image(rng: np.random.Generator, height: int, width: int, defect: bool = False) -> np.ndarray:
+    """Draw stripes and noise, with a bright square where there is a defect."""
+    rows, columns = np.mgrid[:height, :width]
+    image = (
+        120 + 40 * np.sin(columns / 3 + rng.uniform(0, 6)) + 20 * np.cos(rows / 5) + rng.normal(0, 8, (height, width))
+    )
+    if defect:
+        image[height // 4 : height // 2, width // 4 : width // 2] += 70
+    return np.clip(image, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve good images to train on, four good and four defective ones with masks to test on, 80 x 72 pixels."""
+    root = tmp_path_factory.mktemp("parts")
+    rng = np.random.default_rng(0)
+    for folder, count in (("train/good", 12), ("test/good", 4), ("test/dent", 4)):
+        (root / folder).mkdir(parents=True)
+        for index in range(count):
+            image = textured_image(rng, 80, 72, defect=folder == "test/dent")
+            cv2.imwrite(str(root / folder / f"{index:02d}.png"), image)
+    (root / "masks").mkdir()
+    mask = np.zeros((80, 72), np.uint8)
+    mask[20:40, 18:36] = 255
+    for index in range(4):
+        cv2.imwrite(str(root / "masks" / f"{index:02d}.png"), mask)
+    return root
+
+
+@pytest.fixture
+def folder(parts: Path) -> Callable[..., Folder]:
+    """Return a maker of datamodules over the small data set."""
+
+    def make(**arguments: Any) -> Folder:
+        defaults = {
+            "name": "parts",
+            "root": parts,
+            "normal_dir": "train/good",
+            "normal_test_dir": "test/good",
+            "abnormal_dir": "test/dent",
+            "mask_dir": "masks",
+            "val_split_mode": "same_as_test",
+            "train_batch_size": 5,
+            "eval_batch_size": 4,
+            "num_workers": 0,
+            "seed": 0,
+        }
+        return Folder(**{**defaults, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def tiny() -> Callable[..., OSDIRF]:
+    """Return a maker of small models."""
+    return lambda **arguments: OSDIRF(**{**TINY, "pre_processor": pre_processor(), **arguments})
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Callable[..., Engine]:
+    """Return a maker of quiet CPU engines that write below the test's folder."""
+
+    def make(**arguments: Any) -> Engine:
+        defaults = {"default_root_dir": tmp_path / "results", "accelerator": "cpu", "devices": 1}
+        return Engine(**{**defaults, "enable_progress_bar": False, "enable_model_summary": False, **arguments})
+
+    return make
+
+
+def pre_processor(size: int = 64) -> Any:
+    """Resize to a small square and normalise."""
+    return OSDIRF.configure_pre_processor((size, size))
+
+
+class Trained:
+    """A finished training: its results folder and checkpoint."""
+
+    def __init__(self, results: Path, checkpoint: Path, metrics: dict[str, float]) -> None:
+        self.results = results
+        self.checkpoint = checkpoint
+        self.metrics = metrics
+
+
+@pytest.fixture(scope="session")
+def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train the small model once for all tests that only need a finished one."""
+    root = tmp_path_factory.mktemp("trained")
+    datamodule = Folder(
+        "parts",
+        root=parts,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir="test/dent",
+        mask_dir="masks",
+        val_split_mode="same_as_test",
+        train_batch_size=5,
+        eval_batch_size=4,
+        num_workers=0,
+        seed=0,
+    )
+    engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
+    metrics = engine.train(OSDIRF(**TINY, pre_processor=pre_processor()), datamodule=datamodule)[0]
+    checkpoint = Path(str(engine.best_model_path))
+    return Trained(checkpoint.parents[2], checkpoint, dict(metrics))

@@ -1,0 +1,117 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that a user can cause: one sentence each, naming the argument and what would work."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
+
+from anomalib_osdirf import OSDIRF
+
+MakeFolder = Callable[..., Folder]
+MakeModel = Callable[..., OSDIRF]
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet"}, "backbone='resnet' is not a timm model; did you mean"),
+        ({"backbone": "test_efficientnet", "layers": ["head"]}, r"layers=\['head'\] must be distinct layers of"),
+        ({"denoiser": "unet9"}, "denoiser='unet9' is unknown; use one of mlp, dit_s"),
+        ({"density": "full"}, "density='full' is unknown; use one of standard, position_full"),
+        ({"state": "noisy"}, "state='noisy' is unknown; use one of clean, scaled"),
+        ({"image_score": "best"}, "image_score='best' is unknown; use one of max, top_k, mean"),
+        ({"timestep": 1000}, "timestep=1000 is outside the noise schedule; use 0 to 999"),
+        ({"feature_dim": 0}, "feature_dim=0 is not positive; use 1 to 120 for these layers"),
+        ({"grid_size": 0}, "grid_size=0 is not a positive number of positions"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 is out of range"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is not positive"),
+        ({"max_steps": 0}, "max_steps=0 is not positive"),
+        ({"max_epochs": -1}, "max_epochs=-1 is not positive"),
+    ],
+)
+def test_constructor(arguments: dict[str, Any], message: str, tiny: MakeModel) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**arguments)
+
+
+def test_missing_weights_file_is_found_before_any_image_is_read(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"backbone_weights='gone.safetensors' does not exist"):
+        engine().fit(tiny(pre_trained=True, backbone_weights="gone.safetensors"), datamodule=folder())
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+
+
+def test_random_weights_are_never_a_silent_fallback(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("offline")
+
+    model = tiny(pre_trained=True)
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(
+        RuntimeError, match=r"backbone_weights=<file>, or train on random weights with pre_trained=false"
+    ):
+        engine().fit(model, datamodule=folder())
+
+
+def test_image_too_small_for_the_grid(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
+    with pytest.raises(ValueError, match="grid_size=8 with a layer of stride 16 needs images of at least 128 x 128"):
+        engine().fit(tiny(grid_size=8), datamodule=folder())
+
+
+def test_one_training_image(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, parts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "00.png").write_bytes((parts / "train/good/00.png").read_bytes())
+    datamodule = folder(normal_dir=tmp_path / "one")
+    with pytest.raises(ValueError, match="at least two normal images, the data set has 1"):
+        engine().fit(tiny(), datamodule=datamodule)
+
+
+@pytest.mark.parametrize("kind", ["grey", "sixteen_bit"])
+def test_grey_and_16_bit_images_work(
+    kind: str, folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, parts: Path, tmp_path: Path
+) -> None:
+    for source in (parts / "train/good").iterdir():
+        image = cv2.imread(str(source), cv2.IMREAD_GRAYSCALE)
+        assert image is not None
+        if kind == "sixteen_bit":
+            image = image.astype(np.uint16) * 257
+        cv2.imwrite(str(tmp_path / source.name), image)
+    model = tiny()
+    engine().fit(model, datamodule=folder(normal_dir=tmp_path))
+    expected = tiny()
+    assert model.model.density.num_images == 12
+    assert expected.model.density.num_images == 0
+
+
+def test_model_that_was_never_fitted(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, tmp_path: Path) -> None:
+    for action in (
+        lambda: engine().test(tiny(), datamodule=folder()),
+        lambda: engine().predict(tiny(), datamodule=folder()),
+        lambda: engine().export(tiny(), "torch", export_root=tmp_path / "export"),
+        lambda: engine().export(tiny(), "onnx", export_root=tmp_path / "export"),
+        lambda: engine().export(tiny(), "openvino", export_root=tmp_path / "export"),
+    ):
+        with pytest.raises(RuntimeError, match="was never fitted"):
+            action()
+    assert not (tmp_path / "export").exists()
+
+
+def test_features_that_are_not_finite(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
+    model = tiny()
+    torch.nn.init.constant_(next(model.model.backbone.parameters()), float("nan"))
+    with pytest.raises(ValueError, match="Features are not finite"):
+        engine().fit(model, datamodule=folder())

@@ -1,0 +1,81 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Exported models predict in their own runtimes, with any batch and image size."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from anomalib.deploy import OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+
+from anomalib_osdirf import OSDIRF
+from conftest import textured_image
+
+SHAPES = [(1, 64, 64), (2, 90, 70), (7, 40, 120)]
+
+
+def _images(batch: int, height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(batch)
+    return (
+        np.stack([textured_image(rng, height, width).transpose(2, 0, 1) for _ in range(batch)]).astype(np.float32) / 255
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("export")
+    engine = Engine(default_root_dir=root, accelerator="cpu", devices=1)
+    return {
+        kind: Path(str(engine.export(OSDIRF(), kind, export_root=root, ckpt_path=trained.checkpoint)))
+        for kind in ("torch", "onnx", "openvino")
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(trained: Any) -> OSDIRF:
+    return OSDIRF.load_from_checkpoint(trained.checkpoint).eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_onnx_runtime(exported: dict[str, Path], reference: OSDIRF, shape: tuple[int, int, int]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(exported["onnx"], providers=["CPUExecutionProvider"])
+    images = _images(*shape)
+    outputs = dict(
+        zip([output.name for output in session.get_outputs()], session.run(None, {"input": images}), strict=True)
+    )
+    _check(outputs, reference, images)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_openvino(exported: dict[str, Path], reference: OSDIRF, shape: tuple[int, int, int]) -> None:
+    import openvino
+
+    compiled = openvino.Core().compile_model(exported["openvino"], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    images = _images(*shape)
+    outputs = {name: value for output, value in compiled(images).items() for name in output.get_names()}
+    _check(outputs, reference, images)
+
+
+def _check(outputs: dict[str, np.ndarray], reference: OSDIRF, images: np.ndarray) -> None:
+    """Against the model's own forward pass, whose pre-processing is the export's."""
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(images))
+    np.testing.assert_allclose(outputs["pred_score"].ravel(), expected.pred_score.numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        outputs["anomaly_map"].reshape(expected.anomaly_map.shape), expected.anomaly_map.numpy(), atol=1e-3
+    )
+
+
+def test_anomalibs_inferencers(exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    file = tmp_path / "image.png"
+    cv2.imwrite(str(file), textured_image(np.random.default_rng(0), 90, 70))
+    from_torch = TorchInferencer(exported["torch"], device="cpu").predict(file)
+    from_openvino = OpenVINOInferencer(exported["openvino"]).predict(file)
+    assert float(from_openvino.pred_score.item()) == pytest.approx(float(from_torch.pred_score.item()), abs=0.05)

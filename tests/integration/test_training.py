@@ -1,0 +1,262 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training, checkpoints and resuming through anomalib's engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from anomalib.data import Folder, ImageBatch
+from anomalib.engine import Engine
+from lightning.pytorch import Callback
+from safetensors.torch import save_file
+from torchvision.transforms import v2
+
+from anomalib_osdirf import OSDIRF
+from anomalib_osdirf.models.feature_diffusion import ResumeCheckpoint
+
+MakeFolder = Callable[..., Folder]
+MakeModel = Callable[..., OSDIRF]
+MakeEngine = Callable[..., Engine]
+
+
+def _predictions(model: OSDIRF, datamodule: Folder, engine: Engine, checkpoint: Path | None = None) -> dict[str, Any]:
+    batches = engine.predict(model, datamodule=datamodule, ckpt_path=checkpoint)
+    assert batches is not None
+    items = [item for batch in batches for item in batch]
+    return {item.image_path: (float(item.pred_score), item.anomaly_map.clone()) for item in items}
+
+
+def _assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-5) -> None:
+    assert one.keys() == other.keys()
+    for path, (score, anomaly_map) in one.items():
+        assert score == pytest.approx(other[path][0], abs=tolerance)
+        torch.testing.assert_close(anomaly_map, other[path][1], rtol=0, atol=tolerance)
+
+
+class StopAt(Callback):
+    """Breaks off a training at a step, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def test_training_reports_every_metric_and_writes_one_checkpoint(trained: Any) -> None:
+    names = ["AUROC", "AP", "F1Max"]
+    expected = {f"{level}_{name}" for level in ("image", "pixel") for name in names} | {"pixel_AUPRO"}
+    assert set(trained.metrics) == expected
+    assert all(0 <= value <= 1 for value in trained.metrics.values())
+    assert [path.name for path in trained.checkpoint.parent.iterdir()] == ["model.ckpt"]
+    assert len(list((trained.results / "images").rglob("*.png"))) == 8
+
+
+def test_checkpoint_is_plain_data_and_complete(trained: Any) -> None:
+    checkpoint = torch.load(trained.checkpoint, weights_only=True)
+    state = checkpoint["state_dict"]
+    for name in ("_image_threshold", "_pixel_threshold", "image_min", "image_max", "pixel_min", "pixel_max"):
+        assert torch.isfinite(state[f"post_processor.{name}"])
+    assert state["model.density._extra_state"]["num_images"] == 12
+    assert checkpoint["global_step"] == 6
+
+
+def test_no_argument_needs_repeating(trained: Any, folder: MakeFolder, engine: MakeEngine) -> None:
+    """Backbone, image size and everything else come from the checkpoint."""
+    reference = _predictions(OSDIRF.load_from_checkpoint(trained.checkpoint), folder(), engine())
+    _assert_same(_predictions(OSDIRF(), folder(), engine(), trained.checkpoint), reference)
+    metrics = engine().test(OSDIRF(), datamodule=folder(), ckpt_path=trained.checkpoint)[0]
+    assert dict(metrics) == pytest.approx(trained.metrics, abs=1e-6)
+
+
+def test_argument_that_disagrees_with_the_checkpoint(trained: Any, folder: MakeFolder, engine: MakeEngine) -> None:
+    with pytest.raises(ValueError, match=r"timestep=700 disagrees with the checkpoint, which has timestep=150; leave"):
+        engine().test(OSDIRF(timestep=700), datamodule=folder(), ckpt_path=trained.checkpoint)
+
+
+def test_checkpoint_loads_without_hub_or_weights_file(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_efficientnet").state_dict(), weights)
+    model = tiny(pre_trained=True, backbone_weights=str(weights))
+    run = engine()
+    run.fit(model, datamodule=folder())
+    weights.unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("looked for weights")
+
+    monkeypatch.setattr("anomalib_osdirf.features.backbone.Backbone.load_pretrained", refuse)
+    checkpoint = Path(str(run.best_model_path))
+    expected = _predictions(model, folder(), engine())
+    _assert_same(_predictions(OSDIRF.load_from_checkpoint(checkpoint), folder(), engine()), expected)
+    _assert_same(_predictions(OSDIRF(), folder(), engine(), checkpoint), expected)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_resumed_training_ends_as_the_undisturbed_one(
+    cached: bool, folder: MakeFolder, tiny: MakeModel, engine: MakeEngine
+) -> None:
+    arguments = {"feature_cache": cached, "max_steps": 8}
+    torch.manual_seed(7)
+    undisturbed = tiny(**arguments)
+    initial = {key: value.clone() for key, value in undisturbed.model.denoiser.state_dict().items()}
+    torch.manual_seed(3)
+    engine().fit(undisturbed, datamodule=folder())
+
+    broken_off = tiny(**arguments)
+    broken_off.model.backbone.load_state_dict(undisturbed.model.backbone.state_dict())
+    broken_off.model.denoiser.load_state_dict(initial)
+    broken_off.model.ema.module.load_state_dict(initial)
+    run = engine(callbacks=[StopAt(5)])
+    torch.manual_seed(3)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.fit(broken_off, datamodule=folder())
+    kept = next(callback for callback in run.trainer.callbacks if isinstance(callback, ResumeCheckpoint))
+    assert Path(kept.best_model_path).is_file()
+
+    resumed = tiny(**arguments)
+    run = engine()
+    run.fit(resumed, datamodule=folder(), ckpt_path=kept.best_model_path)
+    assert run.trainer.global_step == 8
+    if cached:  # without the cache, the order of images is the datamodule's own and does not survive
+        torch.testing.assert_close(resumed.state_dict(), undisturbed.state_dict(), rtol=1e-4, atol=1e-5)
+    assert resumed.model.density.num_images == 12
+    assert torch.isfinite(resumed.post_processor.image_threshold)
+
+
+def test_train_with_ckpt_path_tests_the_resumed_model(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
+    run = engine(callbacks=[StopAt(5)])
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.fit(tiny(), datamodule=folder())
+    kept = next(callback for callback in run.trainer.callbacks if isinstance(callback, ResumeCheckpoint))
+    metrics = engine().train(tiny(), datamodule=folder(), ckpt_path=kept.best_model_path)[0]
+    assert 0 <= metrics["image_AUROC"] <= 1
+
+
+def test_trainer_arguments_win_over_the_models(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
+    for arguments, steps in (({"max_steps": 4}, 4), ({"max_epochs": 3}, 9), ({}, 6)):
+        run = engine(**arguments)
+        run.fit(tiny(), datamodule=folder())
+        assert run.trainer.global_step == steps
+    run = engine()
+    run.fit(tiny(max_epochs=1), datamodule=folder())
+    assert run.trainer.global_step == 3
+
+
+def test_interim_validation(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
+    model = tiny(check_val_every_n_epoch=1)
+    run = engine()
+    run.fit(model, datamodule=folder())
+    assert model.model.density.num_images == 12
+    assert torch.isfinite(model.post_processor.image_threshold)
+
+
+def test_training_without_validation_data(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
+    run = engine(limit_val_batches=0)
+    run.fit(tiny(), datamodule=folder())
+    loaded = OSDIRF.load_from_checkpoint(run.best_model_path)
+    assert loaded.model.density.num_images == 12
+
+
+def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine
+) -> None:
+    class Poison(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: object) -> None:
+            if trainer.global_step == 3:
+                module.model.denoiser.output.bias.data.fill_(float("nan"))
+
+    run = engine(callbacks=[Poison()])
+    with pytest.raises(
+        RuntimeError, match=r"stopped at step 3 because the loss became nan; .* kept in (\S+);"
+    ) as error:
+        run.fit(tiny(), datamodule=folder())
+    kept = str(error.value).split("kept in ")[1].split(";")[0]
+    state = torch.load(kept, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for key, value in state.items() if key.startswith("model.ema."))
+
+
+def test_cache_leaves_the_datamodule_alone_and_decodes_no_image_twice(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datamodule = folder()
+    reads: list[int] = []
+    original = datamodule.train_dataloader
+    datamodule.setup()
+    dataset_type = type(datamodule.train_data)
+    read = dataset_type.__getitem__
+
+    def counted(self: Any, index: int) -> Any:
+        if self is datamodule.train_data:
+            reads.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(dataset_type, "__getitem__", counted)
+    engine().fit(tiny(), datamodule=datamodule)
+    assert sorted(reads) == list(range(12))
+    assert datamodule.train_dataloader == original
+    assert isinstance(next(iter(datamodule.train_dataloader())), ImageBatch)
+
+
+def test_augmentation_switches_the_cache_off(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        engine().fit(tiny(), datamodule=folder(train_augmentations=v2.RandomHorizontalFlip()))
+    assert "the datamodule augments (RandomHorizontalFlip)" in caplog.text
+
+
+def test_cache_beyond_the_limit_is_a_file_with_the_same_result(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = []
+    for limit in (4.0, 0.0):
+        torch.manual_seed(0)
+        model = tiny(cache_memory_gb=limit)
+        with caplog.at_level("INFO"):
+            engine().fit(model, datamodule=folder())
+        results.append(_predictions(model, folder(), engine()))
+    _assert_same(*results)
+    assert "MiB in memory" in caplog.text
+    assert "MiB in a memory-mapped temporary file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"denoiser": "dit_s", "max_steps": 2},
+        {"density": "standard", "state": "clean", "image_score": "max"},
+        {"feature_dim": None, "image_score": "mean", "timestep": 0},
+        {"backbone": "filter_bank", "layers": None},
+    ],
+    ids=lambda arguments: next(iter(arguments.values())),
+)
+def test_other_arguments_train_and_score(
+    arguments: dict[str, Any], folder: MakeFolder, tiny: MakeModel, engine: MakeEngine
+) -> None:
+    metrics = engine().train(tiny(**arguments), datamodule=folder())[0]
+    assert np.isfinite(list(metrics.values())).all()
+    assert metrics["image_AUROC"] >= 0
+
+
+def test_scores_depend_neither_on_the_batch_nor_on_chance(trained: Any, folder: MakeFolder, engine: MakeEngine) -> None:
+    model = OSDIRF.load_from_checkpoint(trained.checkpoint).eval()
+    images = 3 * torch.rand(5, 3, 64, 64)
+    with torch.no_grad():
+        together = model.model(images)
+        shuffled = model.model(images.flip(0))
+        for index in range(5):
+            alone = model.model(images[index : index + 1])
+            torch.testing.assert_close(alone.pred_score[0], together.pred_score[index], rtol=1e-5, atol=0)
+            torch.testing.assert_close(alone.anomaly_map[0], together.anomaly_map[index], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(shuffled.pred_score.flip(0), together.pred_score, rtol=1e-5, atol=0)
+    assert together.anomaly_map.shape == (5, 1, 64, 64)
+    _assert_same(_predictions(model, folder(), engine()), _predictions(model, folder(eval_batch_size=1), engine()))
