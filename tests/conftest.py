@@ -13,6 +13,7 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 
 from anomalib_osdirf import OSDIRF
+from textures import textured_image
 
 TINY: dict[str, Any] = {
     "backbone": "test_efficientnet",
@@ -22,17 +23,6 @@ TINY: dict[str, Any] = {
     "max_steps": 6,
     "checkpoint_every_n_steps": 2,
 }
-
-
-def textured_image(rng: np.random.Generator, height: int, width: int, defect: bool = False) -> np.ndarray:
-    """Draw stripes and noise, with a bright square where there is a defect."""
-    rows, columns = np.mgrid[:height, :width]
-    image = (
-        120 + 40 * np.sin(columns / 3 + rng.uniform(0, 6)) + 20 * np.cos(rows / 5) + rng.normal(0, 8, (height, width))
-    )
-    if defect:
-        image[height // 4 : height // 2, width // 4 : width // 2] += 70
-    return np.clip(image, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
 
 
 @pytest.fixture(scope="session")

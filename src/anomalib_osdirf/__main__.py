@@ -14,6 +14,7 @@ PROGRAM = "python -m anomalib_osdirf"
 
 # Subcommand: the module whose `main(arguments) -> exit status` runs it, and a line of help.
 SUBCOMMANDS = {
+    "quickstart": ("anomalib_osdirf.quickstart", "Train, test and export OSDIRF on the embedded data set."),
     "doctor": ("anomalib_osdirf.doctor", "Check this installation and say what to do where something is amiss."),
 }
 

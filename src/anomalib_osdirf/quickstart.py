@@ -3,14 +3,12 @@
 """``python -m anomalib_osdirf quickstart``: train, test and export OSDIRF on the embedded data, nothing to download."""
 
 import argparse
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 
 
@@ -55,6 +53,8 @@ def main(arguments: Sequence[str], program: str) -> int:
     Returns:
         The exit status.
     """
+    from anomalib.loggers import configure_logger
+
     from anomalib_osdirf.data.synthetic_surfaces import CATEGORIES
 
     parser = argparse.ArgumentParser(
@@ -68,38 +68,35 @@ def main(arguments: Sequence[str], program: str) -> int:
     )
     parser.add_argument("--root", type=Path, default=Path("results"), help="results folder")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     categories = CATEGORIES if options.category == "all" else [options.category]
+    configure_logger()
     runs = {category: run_category(category, options.root) for category in categories}
     console = Console()
     console.print(_table(runs))
-    console.print(Panel(_next_steps(next(iter(runs.values()))), title="What to do next", expand=False))
+    # Not wrapped: commands are there to be copied.
+    console.print(_next_steps(runs[categories[0]]), soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
 def _table(runs: dict[str, dict[str, Any]]) -> Table:
-    columns = [name for name, value in next(iter(runs.values())).items() if isinstance(value, float)]
-    table = Table("surface", *columns, title="OSDIRF on the embedded data set")
-    for category, run in runs.items():
-        table.add_row(category, *(f"{run[name]:.3f}" for name in columns))
+    table = Table("", *runs, title="OSDIRF on the embedded data set")
     if len(runs) > 1:
-        table.add_section()
-        table.add_row("mean", *(f"{sum(run[name] for run in runs.values()) / len(runs):.3f}" for name in columns))
+        table.add_column("mean")
+    for name in [name for name, value in next(iter(runs.values())).items() if isinstance(value, float)]:
+        values = [run[name] for run in runs.values()]
+        mean = [sum(values) / len(values)] if len(values) > 1 else []
+        table.add_row(name, *(f"{value:.3f}" for value in [*values, *mean]))
     return table
 
 
 def _next_steps(run: dict[str, Any]) -> str:
-    return "\n".join(
-        (
-            f"Pictures:   {run['results'] / 'images'}",
-            f"Checkpoint: {run['checkpoint']}",
-            f"OpenVINO:   {run['exported']}",
-            "",
-            "Score a folder of images with this model:",
-            f"  anomalib predict --model OSDIRF --ckpt_path {run['checkpoint']} --data <folder>",
-            "Train on your own parts, good ones in <root>/good and defective ones in <root>/defect:",
-            "  anomalib train --model OSDIRF --data Folder --data.name parts --data.root <root> \\",
-            "    --data.normal_dir good --data.abnormal_dir defect",
-            "Without internet, add:  --model.backbone_weights <efficientnet_b4 weights, .safetensors or .pth>",
-        )
-    )
+    return f"""Pictures:   {run["results"] / "images"}
+Checkpoint: {run["checkpoint"]}
+OpenVINO:   {run["exported"]}
+
+Score a folder of images with this model:
+  anomalib predict --model OSDIRF --ckpt_path {run["checkpoint"]} --data <folder>
+Train on your own parts, good ones in <root>/good and defective ones in <root>/defect:
+  anomalib train --config configs/osdirf.yaml --data.init_args.root <root>
+Without internet, add:
+  --model.init_args.backbone_weights <efficientnet_b4 weights, .safetensors or .pth>"""

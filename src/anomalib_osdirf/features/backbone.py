@@ -20,14 +20,14 @@ _DEFAULT_MAX_STRIDE = 16
 
 
 class Backbone(nn.Module):
-    """A frozen network whose layers are averaged onto one grid and concatenated.
+    """A frozen network whose layers are brought to the grid of its coarsest one and concatenated.
 
     Args:
         name: timm model name, or ``filter_bank`` for the fixed filters that need no weights.
         network: Maps an image ``(B, 3, H, W)`` to a list of feature maps, one for each layer.
         channels: Channels of each map.
         strides: Stride of each map.
-        grid_size: Side of the square output grid, in positions.
+        grid_size: Side of the square grid that :meth:`pool` averages onto, in positions.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Backbone(nn.Module):
         return super().train(mode=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Extract features.
+        """Extract features, one vector for each position of the coarsest layer (stride s).
 
         Args:
             images: Pre-processed images, shape ``(B, 3, H, W)``.
 
         Returns:
-            Features on the grid, shape ``(B, C, grid_size, grid_size)``.
+            Shape ``(B, C, H / s, W / s)``.
 
         Raises:
             ValueError: If the image is too small for the grid.
@@ -71,8 +71,19 @@ class Backbone(nn.Module):
                 "stride, or a larger Resize in the pre-processor."
             )
             raise ValueError(msg)
-        grid = (self.grid_size, self.grid_size)
+        grid = (height // self.max_stride, width // self.max_stride)
         return torch.cat([functional.adaptive_avg_pool2d(maps, grid) for maps in self.network(images)], dim=1)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Average features onto the grid.
+
+        Args:
+            features: What :meth:`forward` returned.
+
+        Returns:
+            Shape ``(B, C, grid_size, grid_size)``.
+        """
+        return functional.adaptive_avg_pool2d(features, (self.grid_size, self.grid_size))
 
     def load_pretrained(self, weights: str | Path | None) -> None:
         """Load pre-trained weights, from a local file or from the model hub.

@@ -5,8 +5,8 @@
 import inspect
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -87,11 +87,34 @@ class FeatureDiffusion(LightningModule):
     model: Any
     pre_processor: Any
     trainer: Any
+    make_pre_processor_exact: Callable[[], None]
 
     _restored = False
     _fitted_here = False
     _seed = 0
     _density_step = -1
+
+    def check_training_arguments(self) -> None:
+        """Refuse impossible training arguments.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        for name in ("learning_rate", "max_steps", "max_epochs", "check_val_every_n_epoch"):
+            value = self.hparams[name]
+            if value is not None and not value > 0:
+                msg = f"{name}={value!r} is not positive; use a number above 0."
+                raise ValueError(msg)
+        for name in (
+            "weight_decay",
+            "warmup_steps",
+            "gradient_clip_norm",
+            "checkpoint_every_n_steps",
+            "cache_memory_gb",
+        ):
+            if not self.hparams[name] >= 0:
+                msg = f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number."
+                raise ValueError(msg)
 
     def build_model(self, arguments: dict[str, Any]) -> torch.nn.Module:
         """Build the torch module from the constructor's arguments."""
@@ -156,26 +179,23 @@ class FeatureDiffusion(LightningModule):
         assert loader is not None
         return loader
 
-    def _features(self, name: str) -> Iterator[Tensor]:
-        """Yield the features of all training images once, under a progress bar."""
+    def _batches(self, name: str) -> Iterator[Any]:
+        """Yield all training images once, as cached features or as pre-processed images, under a progress bar."""
         if self._cached_loader is not None and self._cached_loader.cache is not None:
             batches: Iterable[Any] = self._cached_loader.in_order(_SCORING_BATCH)
-            total = -(-len(self._cached_loader.cache) // _SCORING_BATCH)
+            total = ceil(self._cached_loader.num_images / _SCORING_BATCH)
         else:
             batches = self._images()
             total = len(batches)  # type: ignore[arg-type]
         visible = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
         for index, batch in enumerate(phase(name, batches, total, visible)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
-            if not isinstance(batch, FeatureBatch):
-                self._pre_process(batch, index)
-            yield self._batch_features(batch)
+            if not isinstance(batch, FeatureBatch) and isinstance(self.pre_processor, Callback):
+                self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
+            yield batch
 
-    def _pre_process(self, batch: Any, index: int) -> None:  # noqa: ANN401
-        if isinstance(self.pre_processor, Callback):
-            self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
-
-    def _batch_features(self, batch: Any) -> Tensor:  # noqa: ANN401
+    def _features(self, batch: Any) -> Tensor:  # noqa: ANN401
+        """Backbone features on the grid, shape ``(B, C, h, w)``, of a batch of either kind."""
         if isinstance(batch, FeatureBatch):
             return batch.features
         features: Tensor = self.model.extract_features(batch.image)
@@ -202,14 +222,16 @@ class FeatureDiffusion(LightningModule):
         moments = StreamingMoments()
         num_images = 0
         cache: FeatureCache | None = None
-        for features in self._features("Feature pass"):
+        for batch in self._batches("Feature pass"):
+            unpooled = self.model.backbone(batch.image)
+            features = self.model.backbone.pool(unpooled)
             if self._cached_loader is not None:
                 if cache is None:
                     limit = self.hparams["cache_memory_gb"] * 2**30
                     cache = FeatureCache(self._cached_loader.num_images, features.shape[1:], limit)
                 cache.features[num_images : num_images + len(features)] = features.cpu()
             num_images += len(features)
-            moments.update(features.permute(0, 2, 3, 1).flatten(0, 2))
+            moments.update(unpooled.permute(0, 2, 3, 1).flatten(0, 2))
         if num_images < 2:
             msg = f"Training needs at least two normal images, the data set has {num_images}; add images to it."
             raise ValueError(msg)
@@ -272,7 +294,7 @@ class FeatureDiffusion(LightningModule):
             RuntimeError: If the loss is not finite.
         """
         del batch_idx
-        features = self._batch_features(batch)
+        features = self._features(batch)
         generator = torch.Generator(self.device)
         position = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         generator.manual_seed(self._seed * 2**32 + position)
@@ -305,8 +327,8 @@ class FeatureDiffusion(LightningModule):
             return
         start = time.perf_counter()
         moments = StreamingMoments()
-        for features in self._features("Density fit"):
-            moments.update(self.model.field(features).flatten(2).permute(2, 0, 1))
+        for batch in self._batches("Density fit"):
+            moments.update(self.model.field(self._features(batch)).flatten(2).permute(2, 0, 1))
         self.model.density.fit(moments)
         self._density_step = self.trainer.global_step
         self._fitted_here = True
@@ -327,6 +349,10 @@ class FeatureDiffusion(LightningModule):
         """Score a validation batch."""
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
+
+    def check_fitted(self) -> None:
+        """Raise an error if the model can't score yet."""
+        self.model.check_fitted()
 
     def on_train_end(self) -> None:
         """Fit the density, validate once and save, wherever in an epoch the training ended."""
@@ -350,10 +376,13 @@ class FeatureDiffusion(LightningModule):
         self.trainer.training = True
 
     def _save_final(self, callback: ModelCheckpoint) -> None:
-        """Save through a checkpoint callback that did not do so itself, for want of validation data say."""
-        path = callback.best_model_path
-        if path and Path(path).is_file():
-            self.trainer.save_checkpoint(path)
+        """Save the finished model where a checkpoint callback keeps its latest.
+
+        It saves by itself after a validation only, which there is not without validation data.
+        """
+        if callback.monitor is None:
+            callback.best_model_path = callback.best_model_path or callback.format_checkpoint_name({})
+            self.trainer.save_checkpoint(callback.best_model_path)
 
     def teardown(self, stage: str) -> None:
         """Let go of the cache."""
@@ -383,6 +412,7 @@ class FeatureDiffusion(LightningModule):
             return
         self._adopt_arguments(checkpoint.get("hyper_parameters", {}))
         super().on_load_checkpoint(checkpoint)
+        self.make_pre_processor_exact()
         datamodule = getattr(trainer, "datamodule", None)
         if datamodule is not None and fn is not None:
             # Its data sets resize as the pre-processor did before the checkpoint's came in: have them look again.

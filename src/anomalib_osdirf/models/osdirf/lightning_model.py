@@ -12,13 +12,14 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 
+from anomalib_osdirf.models.exact_export import ExactExport
 from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
 from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.models.osdirf.torch_model import OSDIRFModel
 from anomalib_osdirf.registration import register
 
 
-class OSDIRF(FeatureDiffusion, AnomalibModule):  # type: ignore[misc] # both parents of AnomalibModule have to_onnx
+class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
     """One-step diffusion with the inverse residual field (OSD-IRF, arXiv 2604.18393).
 
     A denoiser is trained on the features of normal images. At test time one evaluation of it gives the inverse
@@ -35,12 +36,12 @@ class OSDIRF(FeatureDiffusion, AnomalibModule):  # type: ignore[misc] # both par
             standardised. Defaults to ``96``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
         denoiser: ``mlp``, which looks at each position alone, or ``dit_s``, a small transformer. Defaults to ``mlp``.
-        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``150``.
+        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``125``.
         state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
             Defaults to ``scaled``.
         density: Gaussian of the field: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
             covariance. Defaults to ``position_full``.
-        image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest 8 %) or ``mean``.
+        image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third) or ``mean``.
             Defaults to ``top_k``.
         learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
         weight_decay: Weight decay of AdamW. Defaults to ``0.0``.
@@ -85,7 +86,7 @@ class OSDIRF(FeatureDiffusion, AnomalibModule):  # type: ignore[misc] # both par
         feature_dim: int | None = 96,
         grid_size: int = 8,
         denoiser: str = "mlp",
-        timestep: int = 150,
+        timestep: int = 125,
         state: str = "scaled",
         density: str = "position_full",
         image_score: str = "top_k",
@@ -111,6 +112,8 @@ class OSDIRF(FeatureDiffusion, AnomalibModule):  # type: ignore[misc] # both par
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.check_training_arguments()
+        self.make_pre_processor_exact()
         self.model = self.build_model(dict(self.hparams))
 
     def build_model(self, arguments: dict[str, Any]) -> OSDIRFModel:

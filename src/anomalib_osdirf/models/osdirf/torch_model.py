@@ -68,6 +68,7 @@ class OSDIRFModel(nn.Module):
         self.backbone = build_backbone(backbone, layers, grid_size)
         self.whitening = PCAWhitening(self.backbone.out_channels, feature_dim)
         self.schedule = NoiseSchedule()
+        self.abar = self.schedule.abar(timestep)
         dim = self.whitening.out_channels
         self.denoiser = build_denoiser(denoiser, dim, grid_size)
         self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
@@ -83,8 +84,7 @@ class OSDIRFModel(nn.Module):
         Returns:
             Shape ``(B, C, h, w)``.
         """
-        features: Tensor = self.backbone(images)
-        return features
+        return self.backbone.pool(self.backbone(images))
 
     def training_loss(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """DDPM objective: mean squared error of the predicted noise at random timesteps (Ho et al. 2020, eq. 14).
@@ -111,8 +111,21 @@ class OSDIRFModel(nn.Module):
         Returns:
             Shape ``(B, D, h, w)``, in noise standard deviations.
         """
-        abar = self.schedule.abar(self.timestep)
-        return inverse_residual_field(self.ema.module, self.whitening(features), self.timestep, abar, self.state)
+        z = self.whitening(features)
+        return inverse_residual_field(self.ema.module, z, self.timestep, self.abar, self.state)
+
+    def check_fitted(self) -> None:
+        """Raise an error if the density was never fitted.
+
+        Raises:
+            RuntimeError: If so.
+        """
+        if self.density.num_images == 0:
+            msg = (
+                "This model was never fitted, so it can't score images; train it first, or pass ckpt_path of a "
+                "finished training."
+            )
+            raise RuntimeError(msg)
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score images.
@@ -127,12 +140,7 @@ class OSDIRFModel(nn.Module):
         Raises:
             RuntimeError: If the density was never fitted.
         """
-        if self.density.num_images == 0:
-            msg = (
-                "This OSDIRF model was never fitted, so it can't score images; train it first, or pass ckpt_path of a "
-                "finished training."
-            )
-            raise RuntimeError(msg)
+        self.check_fitted()
         nll = self.density(self.field(self.extract_features(images)).float())
         anomaly_map = functional.interpolate(nll[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=image_score(nll, self.image_score), anomaly_map=anomaly_map)

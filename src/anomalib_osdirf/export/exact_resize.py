@@ -1,0 +1,91 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The antialiased resize of training, written so that every runtime computes the same numbers."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from anomalib.pre_processing.utils.transform import get_exportable_transform
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+
+
+def _triangle(distance: Tensor) -> Tensor:
+    return (1 - distance.abs()).clamp_min(0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.5, which antialiased resizing uses."""
+    x = distance.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+_KERNELS = {InterpolationMode.BILINEAR: _triangle, InterpolationMode.BICUBIC: _cubic}
+
+
+class ExactResize(nn.Module):
+    """Antialiased resize as two matrix products, ``weights(H) @ image @ weights(W)^T``.
+
+    ONNX Runtime and OpenVINO either lack an antialiased Resize or ignore the request in silence, and anomalib drops it
+    from the exported graph. The weights here are computed in the graph, so the image's size stays dynamic.
+
+    Args:
+        size: Height and width of the output.
+        interpolation: ``BILINEAR`` or ``BICUBIC``.
+    """
+
+    def __init__(self, size: Sequence[int], interpolation: InterpolationMode = InterpolationMode.BILINEAR) -> None:
+        super().__init__()
+        self.size = (int(size[0]), int(size[1]))
+        self.interpolation = interpolation
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Resize images of shape ``(B, C, H, W)`` to ``(B, C, *size)``."""
+        rows = self._weights(images.shape[-2], self.size[0], images)
+        columns = self._weights(images.shape[-1], self.size[1], images)
+        return rows @ images @ columns.transpose(0, 1)
+
+    def _weights(self, in_size: int, out_size: int, like: Tensor) -> Tensor:
+        """Row i holds the share of each input pixel in output pixel i, shape ``(out_size, in_size)``."""
+        pixels = torch.arange(in_size, device=like.device, dtype=torch.float32) + 0.5
+        scale = (pixels[-1:] + 0.5) / out_size
+        centres = (torch.arange(out_size, device=like.device, dtype=torch.float32) + 0.5) * scale
+        weights = _KERNELS[self.interpolation]((pixels[None, :] - centres[:, None]) / scale.clamp_min(1))
+        return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the arguments."""
+        return f"size={self.size}, interpolation={self.interpolation.value}"
+
+
+def exact_export_transform(transform: v2.Transform | None) -> nn.Module | None:
+    """Make the exportable version of a pre-processor's transform, with its antialiased resizes kept exact.
+
+    Args:
+        transform: The transform of anomalib's pre-processor.
+
+    Returns:
+        A module from images ``(B, 3, H, W)`` to the same that ``transform`` gives, or ``None`` for none.
+    """
+    if transform is None:
+        return None
+    parts = list(transform.transforms) if isinstance(transform, v2.Compose) else [transform]
+    return nn.Sequential(*(_exportable(part) for part in parts))
+
+
+def _exportable(part: nn.Module) -> nn.Module:
+    if (
+        isinstance(part, v2.Resize)
+        and part.antialias
+        and InterpolationMode(part.interpolation) in _KERNELS  # newer torchvision keeps the mode's name
+        and part.size is not None
+        and len(part.size) == 2
+    ):
+        return ExactResize(part.size, InterpolationMode(part.interpolation))
+    if isinstance(part, v2.Compose):
+        return nn.Sequential(*(_exportable(inner) for inner in part.transforms))
+    return cast("nn.Module", get_exportable_transform(part))
