@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported models predict in their own runtimes, with any batch and image size."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,27 @@ def test_anomalibs_inferencers(exported: dict[str, Path], tmp_path: Path, monkey
     openvino = OpenVINOInferencer(exported["openvino"], device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
     from_openvino = openvino.predict(file)
     assert float(from_openvino.pred_score.item()) == pytest.approx(float(from_torch.pred_score.item()), abs=1e-4)
+
+
+def test_what_is_deployed_follows_the_weights(reference: OSDIRF) -> None:
+    model = copy.deepcopy(reference.model)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images).pred_score
+        field = model.field(model.extract_features(images))
+        folded = model.deployed().denoiser(model.abar**0.5 * model.whitening(model.extract_features(images)))
+        torch.testing.assert_close(folded, field, rtol=1e-4, atol=1e-5)
+
+        state = {f"model.{key}": value for key, value in model.state_dict().items()}
+        state["model.ema.module.output.weight"] = 1.1 * state["model.ema.module.output.weight"]
+        torch.nn.ModuleDict({"model": model}).load_state_dict(state)
+        assert not torch.allclose(model(images).pred_score, before)
+    assert not any("deployed" in key for key in model.state_dict())
+    assert model.double().deployed().denoiser.output.weight.dtype == torch.float64
+
+
+def test_exports_hold_no_training_weights(exported: dict[str, Path], reference: OSDIRF) -> None:
+    loaded = torch.load(exported["torch"], weights_only=False)["model"]
+    exported_size = sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert exported_size < sum(parameter.numel() for parameter in reference.model.denoiser.parameters())
+    assert type(reference.model).__name__ == "OSDIRFModel"

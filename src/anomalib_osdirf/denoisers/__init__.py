@@ -3,7 +3,8 @@
 """Networks eps_theta(z_t, t) that predict the noise in a feature grid."""
 
 from anomalib_osdirf.denoisers.dit import DiT
+from anomalib_osdirf.denoisers.fold import fold
 from anomalib_osdirf.denoisers.mlp import PositionMLP
 from anomalib_osdirf.denoisers.registry import DENOISERS, build_denoiser
 
-__all__ = ["DENOISERS", "DiT", "PositionMLP", "build_denoiser"]
+__all__ = ["DENOISERS", "DiT", "PositionMLP", "build_denoiser", "fold"]

@@ -65,6 +65,11 @@ class PositionMLP(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
+    def condition(self, timesteps: Tensor) -> Tensor:
+        """What modulates the blocks, shape ``(B, P, condition_width)``, for timesteps ``(B,)``."""
+        time = self.time_embedding(timesteps)
+        return functional.silu(time[:, None] + self.position.to(time.dtype))
+
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
         """Predict the noise.
 
@@ -75,7 +80,7 @@ class PositionMLP(nn.Module):
         Returns:
             Predicted noise, shape ``(B, D, h, w)``.
         """
-        condition = functional.silu(self.time_embedding(timesteps)[:, None] + self.position.to(z.dtype))
+        condition = self.condition(timesteps)
         tokens = self.input(z.flatten(2).transpose(1, 2))
         for block in self.blocks:
             tokens = block(tokens, condition)

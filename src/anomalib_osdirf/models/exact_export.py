@@ -18,6 +18,7 @@ from anomalib_osdirf.export import exact_export_transform
 class ExactExport(ExportMixin):
     """Keeps the exported pre-processing equal to the trained one, and refuses to export what can't score."""
 
+    model: Any
     pre_processor: Any
 
     def make_pre_processor_exact(self) -> None:
@@ -47,13 +48,20 @@ class ExactExport(ExportMixin):
 
     def _export(self, export_root: Path | str, export: Callable[[Path], Path]) -> Path:
         """Export into a temporary folder beside the destination and move the files when all are complete."""
+        if not hasattr(self.model, "deployed"):  # inside another export: OpenVINO's goes through ONNX's
+            return export(Path(export_root))
         self.check_fitted()
         self.make_pre_processor_exact()
         destination = Path(export_root)
         destination.mkdir(parents=True, exist_ok=True)
+        full_model = self.model
         with tempfile.TemporaryDirectory(dir=destination, prefix=".export-") as name, torch.no_grad():
             temporary = Path(name)
-            model_path = export(temporary).relative_to(temporary)
+            try:
+                self.model = full_model.eval().deployed()
+                model_path = export(temporary).relative_to(temporary)
+            finally:
+                self.model = full_model
             for file in [path for path in temporary.rglob("*") if path.is_file()]:
                 target = destination / file.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)

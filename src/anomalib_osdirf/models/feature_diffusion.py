@@ -145,6 +145,13 @@ class FeatureDiffusion(LightningModule):
         super().setup(stage)
         if stage != "fit":
             return
+        if self.trainer.world_size > 1:
+            # Every process would fit its own statistics on its own share of the images.
+            msg = (
+                f"{type(self).__name__} trains in one process so far, the trainer has {self.trainer.world_size}; "
+                "use --trainer.devices 1."
+            )
+            raise ValueError(msg)
         self._cached_loader: CachedFeatureLoader | None = None
         self._image_loader: DataLoader | None = None
         self._seed = torch.initial_seed() % 2**31
@@ -153,8 +160,6 @@ class FeatureDiffusion(LightningModule):
             reason: str | None = "feature_cache=false"
         elif datamodule is None:
             reason = "the training data came as a dataloader, not as a datamodule"
-        elif self.trainer.world_size > 1:
-            reason = "several processes train together"
         else:
             dataloader = datamodule.train_dataloader()
             reason = reason_not_to_cache(dataloader)
@@ -187,7 +192,7 @@ class FeatureDiffusion(LightningModule):
         else:
             batches = self._images()
             total = len(batches)  # type: ignore[arg-type]
-        visible = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        visible = self.trainer.progress_bar_callback is not None
         for index, batch in enumerate(phase(name, batches, total, visible)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if not isinstance(batch, FeatureBatch) and isinstance(self.pre_processor, Callback):
@@ -296,8 +301,7 @@ class FeatureDiffusion(LightningModule):
         del batch_idx
         features = self._features(batch)
         generator = torch.Generator(self.device)
-        position = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
-        generator.manual_seed(self._seed * 2**32 + position)
+        generator.manual_seed(self._seed * 2**32 + self.trainer.fit_loop.total_batch_idx)
         loss: Tensor = self.model.training_loss(features, generator)
         if not torch.isfinite(loss):
             raise RuntimeError(self._divergence_message(float(loss)))
@@ -370,7 +374,6 @@ class FeatureDiffusion(LightningModule):
 
     def _validate(self) -> None:
         loop = self.trainer.fit_loop.epoch_loop.val_loop
-        self.eval()
         self.trainer.validating = True
         loop.run()
         self.trainer.training = True

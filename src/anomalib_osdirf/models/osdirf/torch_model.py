@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network of OSD-IRF: image -> features -> one evaluation of the denoiser -> density -> map and score."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
@@ -10,10 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from anomalib_osdirf.denoisers import build_denoiser
+from anomalib_osdirf.denoisers import build_denoiser, fold
 from anomalib_osdirf.denoisers.ema import EMAUpdate
 from anomalib_osdirf.density import IMAGE_SCORES, build_density, image_score
-from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, STATES, NoiseSchedule, inverse_residual_field
+from anomalib_osdirf.diffusion import (
+    NUM_TRAIN_TIMESTEPS,
+    STATES,
+    NoiseSchedule,
+    diffusion_state,
+    inverse_residual_field,
+)
 from anomalib_osdirf.features import PCAWhitening, build_backbone
 
 
@@ -62,6 +69,7 @@ class OSDIRFModel(nn.Module):
         if not 0 <= ema_decay < 1:
             msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
             raise ValueError(msg)
+        self._deployed: tuple[DeployedOSDIRF] | None = None
         self.timestep = timestep
         self.state = state
         self.image_score = image_score
@@ -114,6 +122,32 @@ class OSDIRFModel(nn.Module):
         z = self.whitening(features)
         return inverse_residual_field(self.ema.module, z, self.timestep, self.abar, self.state)
 
+    def deployed(self) -> "DeployedOSDIRF":
+        """Return the network that scores: no training weights, the timestep folded into the averaged denoiser.
+
+        It is built when first asked for, and anew after a change of weights, device or precision.
+        """
+        if self._deployed is None:
+            # In a tuple, because it shares submodules and must not show up in the state dict.
+            self._deployed = (DeployedOSDIRF(self),)
+        return self._deployed[0]
+
+    def train(self, mode: bool = True) -> "OSDIRFModel":
+        """Switch between training and evaluation; training changes weights."""
+        if mode:
+            self._deployed = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OSDIRFModel":
+        """Convert weights, as every move to a device or precision does."""
+        self._deployed = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
+        """Load weights, of this module alone or as a part of another."""
+        self._deployed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
     def check_fitted(self) -> None:
         """Raise an error if the density was never fitted.
 
@@ -128,6 +162,34 @@ class OSDIRFModel(nn.Module):
             raise RuntimeError(msg)
 
     def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images, see :meth:`DeployedOSDIRF.forward`.
+
+        Raises:
+            RuntimeError: If the density was never fitted.
+        """
+        self.check_fitted()
+        batch: InferenceBatch = self.deployed()(images)
+        return batch
+
+
+class DeployedOSDIRF(nn.Module):
+    """The part of a fitted :class:`OSDIRFModel` that scores images, and that is exported.
+
+    Args:
+        model: The fitted model, whose backbone, whitening and density are shared.
+    """
+
+    def __init__(self, model: OSDIRFModel) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.whitening = model.whitening
+        self.denoiser = fold(model.ema.module, model.timestep)
+        self.density = model.density
+        self.abar = model.abar
+        self.state = model.state
+        self.image_score = model.image_score
+
+    def forward(self, images: Tensor) -> InferenceBatch:
         """Score images.
 
         Args:
@@ -136,11 +198,9 @@ class OSDIRFModel(nn.Module):
         Returns:
             ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``, both negative log
             densities in nats.
-
-        Raises:
-            RuntimeError: If the density was never fitted.
         """
-        self.check_fitted()
-        nll = self.density(self.field(self.extract_features(images)).float())
+        z = self.whitening(self.backbone.pool(self.backbone(images)))
+        field = self.denoiser(diffusion_state(z, self.abar, self.state))
+        nll = self.density(field.float())
         anomaly_map = functional.interpolate(nll[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=image_score(nll, self.image_score), anomaly_map=anomaly_map)

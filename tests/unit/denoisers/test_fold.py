@@ -1,0 +1,40 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Folding a timestep changes nothing but the size."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from anomalib_osdirf.denoisers import DENOISERS, DiT, PositionMLP, build_denoiser, fold
+
+
+@settings(deadline=None, max_examples=25)
+@given(timestep=st.integers(0, 999), seed=st.integers(0, 2**31), transformer=st.booleans())
+def test_folding_changes_nothing(timestep: int, seed: int, transformer: bool) -> None:
+    torch.manual_seed(seed)
+    denoiser: nn.Module = DiT(6, 3, 32, 2, 4) if transformer else PositionMLP(6, 3, width=32, depth=2)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        z = torch.randn(2, 6, 3, 3)
+        expected = denoiser(z, torch.full((2,), timestep))
+        error = (fold(denoiser, timestep)(z) - expected).abs().max() / expected.abs().max()
+    assert float(error) <= 1e-5
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_folded_network_is_smaller_and_on_its_own(name: str) -> None:
+    denoiser = build_denoiser(name, 96, 8)
+    folded = fold(denoiser, 125)
+    size = sum(parameter.numel() for parameter in denoiser.parameters())
+    assert sum(parameter.numel() for parameter in folded.parameters()) < 0.75 * size
+    own = {parameter.data_ptr() for parameter in folded.parameters()}
+    assert not own & {parameter.data_ptr() for parameter in denoiser.parameters()}
+
+
+def test_unknown_denoiser() -> None:
+    with pytest.raises(TypeError, match=r"Linear can't be folded at timestep 3; register a function"):
+        fold(nn.Linear(2, 2), 3)
