@@ -3,6 +3,7 @@
 """Exported models predict in their own runtimes, with any batch and image size."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,58 @@ def test_exports_hold_no_training_weights(exported: dict[str, Path], reference: 
     exported_size = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert exported_size < sum(parameter.numel() for parameter in reference.model.denoiser.parameters())
     assert type(reference.model).__name__ == "OSDIRFModel"
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
+def test_exports_say_what_engine_predict_says(
+    kind: str, exported: dict[str, Path], trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On textured PNG files of other sizes and shapes than the model's, normalised scores and maps."""
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(1)
+    for height, width in ((900, 700), (300, 1200), (64, 64), (50, 41)):
+        cv2.imwrite(str(tmp_path / "images" / f"{height}.png"), textured_image(rng, height, width))
+    grey = textured_image(rng, 90, 130)[..., 0]
+    cv2.imwrite(str(tmp_path / "images" / "grey.png"), grey)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, enable_progress_bar=False)
+    batches = engine.predict(OSDIRF(), data_path=tmp_path / "images", ckpt_path=trained.checkpoint)
+    predict = _runtime(kind, exported[kind])
+    assert batches is not None
+    assert len(batches) == 5
+    for batch in batches:
+        file = batch.image_path[0]
+        image = cv2.cvtColor(cv2.imread(file), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)[None].astype(np.float32) / 255
+        score, anomaly_map = predict(image)
+        assert float(score) == pytest.approx(float(batch.pred_score), abs=1e-5)
+        np.testing.assert_allclose(anomaly_map.squeeze(), batch.anomaly_map.squeeze().numpy(), atol=1e-4)
+
+
+def _runtime(kind: str, file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    if kind == "torch":
+        model = TorchInferencer(file, device="cpu").model
+
+        def predict(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            with torch.no_grad():
+                result = model(torch.from_numpy(image))
+            return result.pred_score.numpy().squeeze(), result.anomaly_map.numpy()
+
+    elif kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+        def predict(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            score, anomaly_map = session.run(["pred_score", "anomaly_map"], {"input": image})
+            return score.squeeze(), anomaly_map
+
+    else:
+        import openvino
+
+        compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+        def predict(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            result = compiled(image)
+            return result["pred_score"].squeeze(), result["anomaly_map"]
+
+    return predict

@@ -140,6 +140,13 @@ class FeatureDiffusion(LightningModule):
 
     # ------------------------------------------------------------------ data
 
+    def prepare_data(self) -> None:
+        """Load the backbone's weights, unless a checkpoint brings them: a failure comes before anything is written."""
+        super().prepare_data()
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and self.trainer.ckpt_path is None and self.hparams["pre_trained"]:
+            self.model.backbone.load_pretrained(self.hparams["backbone_weights"])
+
     def setup(self, stage: str) -> None:
         """Put the feature cache in the place of the training dataloader, where the data allow it."""
         super().setup(stage)
@@ -209,13 +216,11 @@ class FeatureDiffusion(LightningModule):
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Load the backbone's weights and make the feature pass, both before the first training step."""
+        """Make the feature pass before the first training step."""
         super().on_fit_start()
         self._set_duration()
         self._fitted_here = False
         self._density_step = -1
-        if not self._restored and self.hparams["pre_trained"]:
-            self.model.backbone.load_pretrained(self.hparams["backbone_weights"])
         self._feature_pass()
 
     @torch.no_grad()
