@@ -98,6 +98,9 @@ def test_checkpoint_loads_without_hub_or_weights_file(
     expected = _predictions(model, folder(), engine())
     _assert_same(_predictions(OSDIRF.load_from_checkpoint(checkpoint), folder(), engine()), expected)
     _assert_same(_predictions(OSDIRF(), folder(), engine(), checkpoint), expected)
+    engine().fit(
+        OSDIRF.load_from_checkpoint(checkpoint), datamodule=folder()
+    )
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -151,6 +154,13 @@ def test_trainer_arguments_win_over_the_models(folder: MakeFolder, tiny: MakeMod
     assert run.trainer.global_step == 3
 
 
+def test_fast_dev_run_writes_no_checkpoint(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine(fast_dev_run=True).fit(tiny(), datamodule=folder())
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_interim_validation(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
     model = tiny(check_val_every_n_epoch=1)
     run = engine()
@@ -200,9 +210,11 @@ def test_cache_leaves_the_datamodule_alone_and_decodes_no_image_twice(
         return read(self, index)
 
     monkeypatch.setattr(dataset_type, "__getitem__", counted)
-    engine().fit(tiny(), datamodule=datamodule)
+    run = engine()
+    run.fit(tiny(), datamodule=datamodule)
     assert sorted(reads) == list(range(12))
     assert datamodule.train_dataloader == original
+    assert run.trainer.datamodule is datamodule
     assert isinstance(next(iter(datamodule.train_dataloader())), ImageBatch)
 
 

@@ -4,7 +4,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -50,7 +49,3 @@ class NoiseSchedule(nn.Module):
     def abar(self, timestep: int) -> float:
         """Return abar_t of one timestep."""
         return float(self.alphas_cumprod[timestep])
-
-    def extra_repr(self) -> str:
-        """Say which schedule this is."""
-        return f"linear, {NUM_TRAIN_TIMESTEPS} timesteps, dtype={torch.float32}"

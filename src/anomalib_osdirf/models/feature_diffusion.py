@@ -143,8 +143,8 @@ class FeatureDiffusion(LightningModule):
     def prepare_data(self) -> None:
         """Load the backbone's weights, unless a checkpoint brings them: a failure comes before anything is written."""
         super().prepare_data()
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and self.trainer.ckpt_path is None and self.hparams["pre_trained"]:
+        fresh = not self._restored and self.trainer.ckpt_path is None
+        if fresh and self.trainer.state.fn == TrainerFn.FITTING and self.hparams["pre_trained"]:
             self.model.backbone.load_pretrained(self.hparams["backbone_weights"])
 
     def setup(self, stage: str) -> None:
@@ -388,15 +388,17 @@ class FeatureDiffusion(LightningModule):
 
         It saves by itself after a validation only, which there is not without validation data.
         """
-        if callback.monitor is None:
+        if callback.monitor is None and not self.trainer.fast_dev_run:
             callback.best_model_path = callback.best_model_path or callback.format_checkpoint_name({})
             self.trainer.save_checkpoint(callback.best_model_path)
 
     def teardown(self, stage: str) -> None:
-        """Let go of the cache."""
+        """Let go of the cache, and give the trainer the user's datamodule back."""
         super().teardown(stage)
         if stage == "fit":
             self._cached_loader = self._image_loader = None
+            if isinstance(self.trainer.datamodule, CachedDataModule):
+                self.trainer.datamodule = self.trainer.datamodule.datamodule
 
     # ------------------------------------------------------------------ checkpoints
 
