@@ -98,9 +98,7 @@ def test_checkpoint_loads_without_hub_or_weights_file(
     expected = _predictions(model, folder(), engine())
     _assert_same(_predictions(OSDIRF.load_from_checkpoint(checkpoint), folder(), engine()), expected)
     _assert_same(_predictions(OSDIRF(), folder(), engine(), checkpoint), expected)
-    engine().fit(
-        OSDIRF.load_from_checkpoint(checkpoint), datamodule=folder()
-    )
+    engine().fit(OSDIRF.load_from_checkpoint(checkpoint), datamodule=folder())
 
 
 @pytest.mark.parametrize("cached", [True, False])
