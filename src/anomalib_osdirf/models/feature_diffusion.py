@@ -26,6 +26,7 @@ from anomalib_osdirf.data.feature_cache import (
     ordered,
     reason_not_to_cache,
 )
+from anomalib_osdirf.data.sixteen_bit import read_16_bit_grey
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.progress import phase
 
@@ -150,6 +151,7 @@ class FeatureDiffusion(LightningModule):
     def setup(self, stage: str) -> None:
         """Put the feature cache in the place of the training dataloader, where the data allow it."""
         super().setup(stage)
+        read_16_bit_grey()
         if stage != "fit":
             return
         if self.trainer.world_size > 1:
