@@ -159,6 +159,16 @@ def test_fast_dev_run_writes_no_checkpoint(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_seed_makes_a_training_repeatable(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
+    models = []
+    for seed in (5, 5, 6):
+        models.append(tiny(seed=seed))
+        engine().fit(models[-1], datamodule=folder())
+    one, other, different = (model.model.denoiser.state_dict() for model in models)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert not torch.allclose(one["output.weight"], different["output.weight"], atol=1e-6)
+
+
 def test_interim_validation(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
     model = tiny(check_val_every_n_epoch=1)
     run = engine()

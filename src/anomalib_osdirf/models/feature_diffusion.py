@@ -45,6 +45,7 @@ _TRAINING_ARGUMENTS = frozenset(
         "weight_decay",
         "warmup_steps",
         "gradient_clip_norm",
+        "seed",
         "max_steps",
         "max_epochs",
         "check_val_every_n_epoch",
@@ -163,7 +164,8 @@ class FeatureDiffusion(LightningModule):
             raise ValueError(msg)
         self._cached_loader: CachedFeatureLoader | None = None
         self._image_loader: DataLoader | None = None
-        self._seed = torch.initial_seed() % 2**31
+        seed = self.hparams["seed"]
+        self._seed = (torch.initial_seed() if seed is None else seed) % 2**31
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not self.hparams["feature_cache"]:
             reason: str | None = "feature_cache=false"

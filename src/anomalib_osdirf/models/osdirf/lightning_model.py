@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from anomalib import LearningType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -50,6 +51,8 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
             Defaults to ``1.0``.
         ema_decay: Decay of the denoiser's exponential moving average, which is what is evaluated. Defaults to
             ``0.999``.
+        seed: Seed of the initial weights, of the order of images and of the training's noise; ``None`` follows torch's
+            global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.) Defaults to ``None``.
         max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
             Defaults to ``1500``.
         max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
@@ -95,6 +98,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         warmup_steps: int = 100,
         gradient_clip_norm: float = 1.0,
         ema_decay: float = 0.999,
+        seed: int | None = None,
         max_steps: int = 1500,
         max_epochs: int | None = None,
         check_val_every_n_epoch: int | None = None,
@@ -130,7 +134,10 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
             "image_score",
             "ema_decay",
         )
-        return OSDIRFModel(**{name: arguments[name] for name in names})
+        with torch.random.fork_rng(devices=[], enabled=arguments["seed"] is not None):
+            if arguments["seed"] is not None:
+                torch.manual_seed(arguments["seed"])
+            return OSDIRFModel(**{name: arguments[name] for name in names})
 
     @property
     def learning_type(self) -> LearningType:
