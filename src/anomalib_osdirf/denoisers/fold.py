@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomalib_osdirf.denoisers.dit import Attention, DiT
+from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.mlp import PositionMLP
 
 
@@ -50,6 +50,16 @@ def _copy(
     return copied.requires_grad_(requires_grad=False)
 
 
+def _on_grid(layer: nn.Linear) -> nn.Conv2d:
+    """Turn a linear layer on tokens into the same layer on a grid, a 1 x 1 convolution."""
+    convolution = nn.utils.skip_init(
+        nn.Conv2d, layer.in_features, layer.out_features, 1, device=layer.weight.device, dtype=layer.weight.dtype
+    )
+    convolution.weight.copy_(layer.weight[:, :, None, None])
+    convolution.bias.copy_(layer.bias)
+    return convolution.requires_grad_(requires_grad=False)
+
+
 class FoldedBlock(nn.Module):
     """Residual perceptron whose shift, scale and gate are constants of the position."""
 
@@ -70,10 +80,44 @@ class FoldedBlock(nn.Module):
         return tokens + self.gate * self.mlp(self.norm(tokens) * self.scale + self.shift)
 
 
+class FoldedAttention(nn.Module):
+    """Self-attention in its elementary steps, with the scale 1 / sqrt(d) folded into the queries.
+
+    OpenVINO's CPU plugin takes a fused attention apart and forgets which precision was asked for.
+
+    Args:
+        qkv: Layer to queries, keys and values in turn.
+        output: Last layer.
+        num_heads: Number of heads.
+    """
+
+    def __init__(self, qkv: nn.Linear, output: nn.Linear, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        width = output.in_features
+        layers = []
+        for part in range(3):
+            layer = nn.Linear(width, width, device=qkv.weight.device, dtype=qkv.weight.dtype)
+            scale = (width // num_heads) ** -0.5 if part == 0 else 1.0
+            layer.weight.copy_(scale * qkv.weight[part * width : (part + 1) * width])
+            layer.bias.copy_(scale * qkv.bias[part * width : (part + 1) * width])
+            layers.append(layer.requires_grad_(requires_grad=False))
+        self.query, self.key, self.value = layers
+        self.output = output
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens ``(B, P, width)`` to the same shape."""
+        query, key, value = (
+            layer(tokens).unflatten(-1, (self.num_heads, -1)) for layer in (self.query, self.key, self.value)
+        )
+        weights = (query.transpose(1, 2) @ key.permute(0, 2, 3, 1)).softmax(dim=-1)
+        return self.output((weights @ value.transpose(1, 2)).transpose(1, 2).flatten(2))
+
+
 class FoldedDiTBlock(nn.Module):
     """Transformer block with plain layer norms: shifts, scales and gates have gone into the linear layers."""
 
-    def __init__(self, norm: nn.LayerNorm, attention: Attention, mlp: nn.Sequential) -> None:
+    def __init__(self, norm: nn.LayerNorm, attention: FoldedAttention, mlp: nn.Sequential) -> None:
         super().__init__()
         self.norm = norm
         self.attention = attention
@@ -86,7 +130,10 @@ class FoldedDiTBlock(nn.Module):
 
 
 class FoldedDenoiser(nn.Module):
-    """Linear layer, blocks, layer norm, linear layer on the positions of a grid as tokens.
+    """1 x 1 convolution, then blocks and a layer norm on the grid's positions as tokens, then a 1 x 1 convolution.
+
+    The outer layers are convolutions, because OpenVINO's CPU plugin merges a transposition with the linear layer beside
+    it and then forgets which precision was asked for.
 
     Args:
         first: First layer.
@@ -100,11 +147,11 @@ class FoldedDenoiser(nn.Module):
 
     def __init__(
         self,
-        first: nn.Linear,
+        first: nn.Conv2d,
         position: Tensor | None,
         blocks: list[nn.Module],
         norm: nn.LayerNorm,
-        output: nn.Linear,
+        output: nn.Conv2d,
     ) -> None:
         super().__init__()
         self.first = first
@@ -115,11 +162,11 @@ class FoldedDenoiser(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Predict the noise in z ``(B, D, h, w)`` at the folded timestep, same shape."""
-        tokens = self.first(z.flatten(2).transpose(1, 2))
+        tokens = self.first(z).flatten(2).transpose(1, 2)
         if self.position is not None:
             tokens = tokens + self.position
-        noise: Tensor = self.output(self.norm(self.blocks(tokens)))
-        return noise.transpose(1, 2).unflatten(2, z.shape[-2:])
+        noise: Tensor = self.output(self.norm(self.blocks(tokens)).transpose(1, 2).unflatten(2, z.shape[-2:]))
+        return noise
 
 
 @fold.register
@@ -131,7 +178,7 @@ def _fold_mlp(denoiser: PositionMLP, timestep: int) -> nn.Module:
     blocks: list[nn.Module] = [
         FoldedBlock(block.norm, (block.mlp[0], block.mlp[2]), block.modulation(condition)) for block in originals
     ]
-    return FoldedDenoiser(_copy(denoiser.input), None, blocks, denoiser.norm, _copy(denoiser.output)).eval()
+    return FoldedDenoiser(_on_grid(denoiser.input), None, blocks, denoiser.norm, _on_grid(denoiser.output)).eval()
 
 
 @fold.register
@@ -143,13 +190,15 @@ def _fold_dit(denoiser: DiT, timestep: int) -> nn.Module:
     blocks: list[nn.Module] = []
     for block in originals:
         shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(time).chunk(6)
-        attention = Attention(block.attention.output.in_features, block.attention.num_heads)
-        attention.qkv = _copy(block.attention.qkv, shift=shift1, scale=scale1)
-        attention.output = _copy(block.attention.output, gate=gate1)
+        attention = FoldedAttention(
+            _copy(block.attention.qkv, shift=shift1, scale=scale1),
+            _copy(block.attention.output, gate=gate1),
+            block.attention.num_heads,
+        )
         mlp = nn.Sequential(
             _copy(block.mlp[0], shift=shift2, scale=scale2), block.mlp[1], _copy(block.mlp[2], gate=gate2)
         )
         blocks.append(FoldedDiTBlock(block.norm1, attention, mlp))
     shift, scale = denoiser.modulation(time).chunk(2)
-    output = _copy(denoiser.output, shift=shift, scale=scale)
-    return FoldedDenoiser(_copy(denoiser.input), denoiser.position.clone(), blocks, denoiser.norm, output).eval()
+    output = _on_grid(_copy(denoiser.output, shift=shift, scale=scale))
+    return FoldedDenoiser(_on_grid(denoiser.input), denoiser.position.clone(), blocks, denoiser.norm, output).eval()

@@ -123,9 +123,9 @@ class PositionGaussian(Density):
     def forward(self, field: Tensor) -> Tensor:
         """See :meth:`Density.forward`."""
         height, width = field.shape[-2:]
-        vectors = field.flatten(2).permute(2, 1, 0) - self.mean.unsqueeze(-1)  # (P, D, B)
-        whitened = torch.bmm(self.whitener, vectors)
-        nll = 0.5 * whitened.square().sum(dim=1) + self.log_normaliser.unsqueeze(-1)  # (P, B)
+        vectors = field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1)  # (P, B, D)
+        whitened = torch.bmm(vectors, self.whitener.transpose(1, 2))
+        nll = 0.5 * whitened.square().sum(dim=2) + self.log_normaliser.unsqueeze(-1)  # (P, B)
         return nll.transpose(0, 1).reshape(-1, height, width)
 
 

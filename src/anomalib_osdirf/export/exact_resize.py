@@ -45,17 +45,20 @@ class ExactResize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Resize images of shape ``(B, C, H, W)`` to ``(B, C, *size)``."""
-        rows = self._weights(images.shape[-2], self.size[0], images)
-        columns = self._weights(images.shape[-1], self.size[1], images)
-        return rows @ images @ columns.transpose(0, 1)
+        # Transposed by broadcasting, not by a transposition: OpenVINO's CPU plugin takes those to bfloat16.
+        rows = self._weights(images.shape[-2], self.size[0], (-1, 1), images)
+        columns = self._weights(images.shape[-1], self.size[1], (1, -1), images)
+        return rows @ images @ columns
 
-    def _weights(self, in_size: int, out_size: int, like: Tensor) -> Tensor:
-        """Row i holds the share of each input pixel in output pixel i, shape ``(out_size, in_size)``."""
-        pixels = torch.arange(in_size, device=like.device, dtype=torch.float32) + 0.5
-        scale = (pixels[-1:] + 0.5) / out_size
-        centres = (torch.arange(out_size, device=like.device, dtype=torch.float32) + 0.5) * scale
-        weights = _KERNELS[self.interpolation]((pixels[None, :] - centres[:, None]) / scale.clamp_min(1))
-        return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
+    def _weights(self, in_size: int, out_size: int, out_shape: tuple[int, int], like: Tensor) -> Tensor:
+        """Share of each input pixel in each output pixel, output pixels along the axis where ``out_shape`` is -1."""
+        # In units of half a pixel over out_size all is an integer, exact and out of reach of a runtime's precision.
+        pixels = torch.arange(in_size, device=like.device)
+        centres = (2 * torch.arange(out_size, device=like.device) + 1) * (pixels[-1:] + 1)
+        distance = (2 * pixels.view(out_shape[::-1]) + 1) * out_size - centres.view(out_shape)
+        width = 2 * (pixels[-1:] + 1).clamp_min(out_size) + torch.zeros_like(centres)
+        weights = _KERNELS[self.interpolation](distance.float() / width.view(out_shape).float())
+        return (weights / weights.sum(dim=out_shape.index(1), keepdim=True)).to(like.dtype)
 
     def extra_repr(self) -> str:
         """Show the arguments."""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen backbones, cut after the last layer that is used, and the loading of their weights."""
 
+import copy
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +14,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_osdirf.features.batch_norm import fold_batch_norms
 from anomalib_osdirf.features.filter_bank import FilterBank
 
 FILTER_BANK = "filter_bank"
@@ -84,6 +86,12 @@ class Backbone(nn.Module):
             Shape ``(B, C, grid_size, grid_size)``.
         """
         return functional.adaptive_avg_pool2d(features, (self.grid_size, self.grid_size))
+
+    def folded(self) -> "Backbone":
+        """Return a copy for scoring, its batch norms folded into its convolutions."""
+        copied = copy.deepcopy(self)
+        copied.network = fold_batch_norms(self.network)
+        return copied
 
     def load_pretrained(self, weights: str | Path | None) -> None:
         """Load pre-trained weights, from a local file or from the model hub.

@@ -176,12 +176,12 @@ class DeployedOSDIRF(nn.Module):
     """The part of a fitted :class:`OSDIRFModel` that scores images, and that is exported.
 
     Args:
-        model: The fitted model, whose backbone, whitening and density are shared.
+        model: The fitted model, whose whitening and density are shared.
     """
 
     def __init__(self, model: OSDIRFModel) -> None:
         super().__init__()
-        self.backbone = model.backbone
+        self.backbone = model.backbone.folded()
         self.whitening = model.whitening
         self.denoiser = fold(model.ema.module, model.timestep)
         self.density = model.density

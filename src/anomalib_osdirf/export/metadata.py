@@ -1,0 +1,72 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What an exported model says about itself."""
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("anomalib-osdirf", "anomalib", "torch", "openvino")
+_STATISTICS = {
+    "image_threshold": "_image_threshold",
+    "pixel_threshold": "_pixel_threshold",
+    "image_min": "image_min",
+    "image_max": "image_max",
+    "pixel_min": "pixel_min",
+    "pixel_max": "pixel_max",
+}
+_SENSITIVITIES = ("image_sensitivity", "pixel_sensitivity")
+# The section of an OpenVINO model's runtime info where Intel's own tools look.
+_SECTION = "model_info"
+
+
+def post_processing_values(state: Mapping[str, Any]) -> dict[str, float | None]:
+    """Collect what turns raw scores and maps into normalised ones and labels.
+
+    Args:
+        state: Post-processor's state dict, thresholds, minima and maxima as scalar tensors.
+
+    Returns:
+        Raw thresholds, minima and maxima, ``None`` where one was never fitted.
+    """
+    values = {name: float(state[key]) for name, key in _STATISTICS.items() if key in state}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def sensitivities(post_processor: Any) -> dict[str, float]:  # noqa: ANN401 - any module may be a post-processor
+    """Collect a post-processor's sensitivities, where it has them."""
+    return {name: getattr(post_processor, name) for name in _SENSITIVITIES if hasattr(post_processor, name)}
+
+
+def versions() -> dict[str, str]:
+    """Collect the versions of the packages that made a model."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+def now() -> str:
+    """Date and time in UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_json(metadata: Mapping[str, Any], file: Path) -> None:
+    """Write metadata to a JSON file."""
+    file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def write_onnx(metadata: Mapping[str, Any], file: Path) -> None:
+    """Add metadata to an ONNX file, as JSON values of its ``metadata_props``."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+    onnx.save(model, file)
+
+
+def write_openvino(metadata: Mapping[str, Any], model: Any) -> None:  # noqa: ANN401 - openvino.Model
+    """Add metadata to an ``openvino.Model``, as JSON values of its runtime info's section ``model_info``."""
+    for name, value in metadata.items():
+        model.set_rt_info(json.dumps(value), [_SECTION, name])

@@ -1,0 +1,191 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO models that ask for float32 themselves, whatever the device would compute in by default.
+
+OpenVINO's CPU plugin computes in bfloat16 where the processor can, its GPU plugin in float16, unless an operation is
+marked. A mark (rt_info ``precise_0``) is saved with the model, but the plugin forgets it wherever it replaces an
+operation by another of its own. So operations that it would replace are written here as ones that it leaves alone, with
+the same result; which those are was found by compiling (OpenVINO 2026.4) and is held by a test.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+_MARK = "precise_0"
+# What holds no computation: a mark there would keep float16 weights from being saved as such.
+_UNMARKED = ("Constant", "Parameter", "Result")
+
+
+def keep_float32(model: Any, names: Collection[str] | None = None) -> None:  # noqa: ANN401 - openvino.Model
+    """Make a model carry its precision, in place.
+
+    Args:
+        model: The ``openvino.Model``, before its weights are compressed.
+        names: The operations that shall carry it, by name: those of a quantised model that are not quantised. ``None``
+            for all.
+    """
+    from openvino import Type
+
+    quantised = set() if names is None else {node.get_friendly_name() for node in model.get_ops()} - set(names)
+    for node in model.get_ordered_ops():
+        rewrite = _REWRITES.get(node.get_type_name())
+        if rewrite is None or node.get_friendly_name() in quantised:
+            continue
+        if node.get_output_element_type(0) == Type.f32:
+            rewrite(node)
+    model.validate_nodes_and_infer_types()
+    for node in model.get_ops():
+        if node.get_type_name() not in _UNMARKED and node.get_friendly_name() not in quantised:
+            node.get_rt_info()[_MARK] = ""
+
+
+def _replace(node: Any, new: Any) -> None:  # noqa: ANN401
+    new.set_friendly_name(node.get_friendly_name())
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(new.output(0))
+
+
+def _input(node: Any, index: int) -> Any:  # noqa: ANN401
+    return node.input_value(index).get_node()
+
+
+def _is_constant(node: Any) -> bool:  # noqa: ANN401
+    return bool(node.get_type_name() == "Constant")
+
+
+def _static(output: Any, unknown: int) -> list[int]:  # noqa: ANN401
+    """Shape of an output with ``unknown`` in the place of dynamic dimensions."""
+    return [size.get_length() if size.is_static else unknown for size in output.get_partial_shape()]
+
+
+def _filled(output: Any, value: float) -> Any:  # noqa: ANN401
+    """Constant that broadcasts to an output; with more than one element, because scalars make the plugin replace."""
+    from openvino import opset13 as ops
+
+    return ops.constant(np.full(_static(output, unknown=1), value, np.float32))
+
+
+def _subtract(node: Any) -> None:  # noqa: ANN401
+    from openvino import opset13 as ops
+
+    _replace(node, ops.add(node.input_value(0), ops.multiply(node.input_value(1), _filled(node.output(0), -1))))
+
+
+def _divide(node: Any) -> None:  # noqa: ANN401
+    from openvino import opset13 as ops
+
+    _replace(node, ops.multiply(node.input_value(0), ops.power(node.input_value(1), _filled(node.output(0), -1))))
+
+
+def _add(node: Any) -> None:  # noqa: ANN401
+    """Spell the bias of a matrix product out for each row: a plain one would be merged into the product."""
+    from openvino import opset13 as ops
+
+    for index in (0, 1):
+        bias, product = _input(node, index), _input(node, 1 - index)
+        if _is_constant(bias) and product.get_type_name() == "MatMul":
+            rows, columns = _static(product.output(0), unknown=1)[-2:]
+            if rows > 1 and bias.data.size == columns:
+                spelled_out = np.repeat(bias.data.reshape(1, columns), rows, axis=0)
+                node.input(index).replace_source_output(ops.constant(spelled_out).output(0))
+
+
+def _matmul(node: Any) -> None:  # noqa: ANN401
+    """Bring both factors to the same rank."""
+    from openvino import opset13 as ops
+
+    ranks = [node.input_value(index).get_partial_shape().rank.get_length() for index in (0, 1)]
+    for index in (0, 1):
+        missing = ranks[1 - index] - ranks[index]
+        if missing > 0 and not _is_constant(_input(node, index)):
+            shape = [1] * missing + _static(node.input_value(index), unknown=-1)
+            if shape.count(-1) < 2:
+                reshaped = ops.reshape(node.input_value(index), np.array(shape, np.int64), special_zero=False)
+                node.input(index).replace_source_output(reshaped.output(0))
+
+
+def _reshape(node: Any) -> None:  # noqa: ANN401
+    from openvino import opset13 as ops
+
+    shape = _static(node.output(0), unknown=-1)
+    if shape.count(-1) < 2:
+        _replace(node, ops.reshape(node.input_value(0), np.array(shape, np.int64), special_zero=False))
+
+
+def _swish(node: Any) -> None:  # noqa: ANN401
+    """Write x sigmoid(x) behind a linear layer as y + y tanh(y) with y = x / 2, the half taken by the layer."""
+    from openvino import opset13 as ops
+
+    add = _input(node, 0)
+    if add.get_type_name() != "Add" or len(add.output(0).get_target_inputs()) > 1:
+        return
+    for index in (0, 1):
+        bias, product = _input(add, index), _input(add, 1 - index)
+        if not _is_constant(bias) or product.get_type_name() != "MatMul" or not _is_constant(_input(product, 1)):
+            continue
+        if len(product.output(0).get_target_inputs()) > 1:
+            continue
+        half = np.float32(0.5)  # a power of two: nothing is rounded
+        add.input(index).replace_source_output(ops.constant(half * bias.data).output(0))
+        product.input(1).replace_source_output(ops.constant(half * _input(product, 1).data).output(0))
+        _replace(node, ops.add(add, ops.multiply(add, ops.tanh(add))))
+
+
+def _attention(node: Any) -> None:  # noqa: ANN401
+    """Take scaled dot-product attention without a mask apart; queries are scaled already where the scale is one."""
+    from openvino import opset13 as ops
+
+    neutral = [0.0, 1.0]  # mask and scale
+    for index, value in zip(range(3, node.get_input_size()), neutral, strict=False):
+        extra = _input(node, index)
+        if not _is_constant(extra) or extra.data.size != 1 or float(extra.data.reshape(-1)[0]) != value:
+            return
+    if node.get_input_size() < 5 or len(_static(node.output(0), unknown=1)) != 4:
+        return
+    key, order = node.input_value(1), np.arange(4)
+    if key.get_node().get_type_name() == "Transpose" and _is_constant(_input(key.get_node(), 1)):
+        key, order = _input(node, 1).input_value(0), _input(_input(node, 1), 1).data  # one transposition, not two
+    product = ops.matmul(
+        node.input_value(0), ops.transpose(key, np.asarray(order)[[0, 1, 3, 2]]), transpose_a=False, transpose_b=False
+    )
+    axis = np.array([3], np.int64)
+    minus_one = _filled(product.output(0), -1)
+    largest = ops.reduce_max(product, axis, keep_dims=True)
+    exponential = ops.exp(ops.add(product, ops.multiply(largest, minus_one)))
+    total = ops.reduce_sum(exponential, axis, keep_dims=True)
+    weights = ops.multiply(exponential, ops.power(total, minus_one))
+    _replace(node, ops.matmul(weights, node.input_value(2), transpose_a=False, transpose_b=False))
+
+
+def _interpolate(node: Any) -> None:  # noqa: ANN401
+    """Use the version of the operation that the CPU plugin knows."""
+    from openvino import opset13 as ops
+    from openvino.utils.node_factory import NodeFactory
+
+    if node.get_type_info().version_id != "opset11":
+        return
+    before, after = _static(node.input_value(0), unknown=-1)[2:], _static(node.output(0), unknown=-1)[2:]
+    if -1 in before + after:
+        return
+    scales = np.array(after, np.float32) / np.array(before, np.float32)
+    inputs = [ops.constant(np.array(after, np.int64)), ops.constant(scales), ops.constant(np.array([2, 3], np.int64))]
+    attributes = {**node.get_attributes(), "shape_calculation_mode": "sizes"}
+    factory = NodeFactory("opset4")
+    _replace(
+        node, factory.create("Interpolate", [node.input_value(0), *(value.output(0) for value in inputs)], attributes)
+    )
+
+
+_REWRITES: dict[str, Callable[[Any], None]] = {
+    "Add": _add,
+    "Divide": _divide,
+    "Interpolate": _interpolate,
+    "MatMul": _matmul,
+    "ScaledDotProductAttention": _attention,
+    "Squeeze": _reshape,
+    "Subtract": _subtract,
+    "Swish": _swish,
+    "Unsqueeze": _reshape,
+}
