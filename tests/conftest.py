@@ -3,6 +3,7 @@
 """A small data set of textured images and a small model, for every test that trains."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 
 from anomalib_osdirf import OSDIRF
+from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from small_data import small_folder
 from textures import textured_image
+
+# Tests run INT8 and bfloat16 networks in this process.
+avoid_broken_instructions()
 
 TINY: dict[str, Any] = {
     "backbone": "test_efficientnet",
@@ -47,23 +53,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(parts: Path) -> Callable[..., Folder]:
     """Return a maker of datamodules over the small data set."""
 
-    def make(**arguments: Any) -> Folder:
-        defaults = {
-            "name": "parts",
-            "root": parts,
-            "normal_dir": "train/good",
-            "normal_test_dir": "test/good",
-            "abnormal_dir": "test/dent",
-            "mask_dir": "masks",
-            "val_split_mode": "same_as_test",
-            "train_batch_size": 5,
-            "eval_batch_size": 4,
-            "num_workers": 0,
-            "seed": 0,
-        }
-        return Folder(**{**defaults, **arguments})
-
-    return make
+    return partial(small_folder, parts)
 
 
 @pytest.fixture
@@ -101,19 +91,7 @@ class Trained:
 def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Train the small model once for all tests that only need a finished one."""
     root = tmp_path_factory.mktemp("trained")
-    datamodule = Folder(
-        "parts",
-        root=parts,
-        normal_dir="train/good",
-        normal_test_dir="test/good",
-        abnormal_dir="test/dent",
-        mask_dir="masks",
-        val_split_mode="same_as_test",
-        train_batch_size=5,
-        eval_batch_size=4,
-        num_workers=0,
-        seed=0,
-    )
+    datamodule = small_folder(parts)
     engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
     metrics = engine.train(OSDIRF(**TINY, pre_processor=pre_processor()), datamodule=datamodule)[0]
     checkpoint = Path(str(engine.best_model_path))

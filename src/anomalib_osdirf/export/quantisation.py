@@ -4,7 +4,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +14,20 @@ from anomalib.data import ImageBatch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from torch import Tensor, nn
 
+from anomalib_osdirf.features import StreamingMoments
+
 logger = logging.getLogger(__name__)
 
 # What NNCF takes statistics from by default, too; fewer will do where there are no more.
 _CALIBRATION_IMAGES = 300
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _QUANTISED = "FakeQuantize"
+_FIELD = "field"
+_FORMS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+    np.asarray,
+    np.negative,
+    lambda array: array.swapaxes(-2, -1) if array.ndim > 1 else array,
+)
 
 
 class CalibrationImages:
@@ -69,10 +77,10 @@ def set_up(datamodule: Any, pre_processor: nn.Module | None) -> None:  # noqa: A
 
 
 def floating_point_scope(model: Any, weights: Tensor | None) -> Any:  # noqa: ANN401 - openvino.Model, nncf.IgnoredScope
-    """Name what must stay in floating point: all before the first and behind the last convolution, and the whitening.
+    """Name what must stay in floating point: all up to the first and behind the last convolution, and the whitening.
 
-    Before lies the resize, behind lie density, map and score. The whitening blows small directions of the features up,
-    and their rounding errors with them.
+    Before lies the resize, behind lie density, map and score. The first convolution costs little and rounding the image
+    a lot; the whitening blows small directions of the features up, and their rounding errors with them.
 
     Args:
         model: The ``openvino.Model``.
@@ -95,6 +103,7 @@ def floating_point_scope(model: Any, weights: Tensor | None) -> Any:  # noqa: AN
         if node.get_type_name() in _CONVOLUTIONS or any(target.get_friendly_name() in before for target in targets):
             before.add(node.get_friendly_name())
     kept = [node for node in nodes if not {node.get_friendly_name()} <= behind & before]
+    kept += [node for node in nodes if node.get_type_name() == "Convolution"][:1]
     if weights is not None:
         kept += [node for node in nodes if node.get_type_name() == "Convolution" and _has_weights(node, weights)]
     # A weight is kept by its operation, not by its own name: it has no convolution before it, wherever it is used.
@@ -127,14 +136,21 @@ def quantise(model: Any, images: CalibrationImages, scope: Any) -> Any:  # noqa:
     """
     import nncf
 
-    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), ignored_scope=scope)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images),
+        subset_size=len(images),
+        ignored_scope=scope,
+        preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: SiLU's have a short negative side
+    )
 
 
 def quantise_within(
     model: Any,  # noqa: ANN401
     images: CalibrationImages,
     scope: Any,  # noqa: ANN401
-    measure: Callable[[Any], float],
+    measure: Callable[[Any, Iterable[int]], float],
+    num_validation_images: int,
     max_drop: float,
 ) -> Any:  # noqa: ANN401
     """Quantise, and take back to floating point what costs too much of a metric (``INT8_ACQ``).
@@ -143,7 +159,8 @@ def quantise_within(
         model: The ``openvino.Model`` up to raw score and map.
         images: Images to calibrate on.
         scope: What stays in floating point in any case.
-        measure: Metric of a compiled model, the larger the better.
+        measure: Metric of a compiled model on validation images, given by their indices; the larger the better.
+        num_validation_images: How many of those there are.
         max_drop: Largest loss of the metric.
 
     Returns:
@@ -157,11 +174,12 @@ def quantise_within(
     quantised = nncf.quantize_with_accuracy_control(
         model,
         nncf.Dataset(images),
-        nncf.Dataset([None]),
-        lambda compiled, _: measure(compiled),
+        nncf.Dataset(list(range(num_validation_images))),
+        lambda compiled, indices: (measure(compiled, indices), None),
         max_drop=max_drop,
         subset_size=len(images),
         ignored_scope=scope,
+        preset=nncf.QuantizationPreset.MIXED,
     )
     if not is_quantised(quantised):
         msg = (
@@ -172,39 +190,114 @@ def quantise_within(
     return quantised
 
 
-def validate(datamodule: Any, compiled: Any) -> list[ImageBatch]:  # noqa: ANN401
-    """Score the validation images.
+def expose_field(model: Any) -> None:  # noqa: ANN401
+    """Make the field, what the last convolution returns, one more output of an ``openvino.Model``."""
+    last = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"][-1].output(0)
+    (target,) = (one.get_node() for one in last.get_target_inputs())
+    field = target.output(0) if target.get_type_name() == "Add" else last
+    field.set_names({_FIELD})
+    model.add_outputs(field)
+
+
+def hide_field(model: Any) -> None:  # noqa: ANN401
+    """Undo :func:`expose_field`: anomalib's inferencer takes no other outputs than its own."""
+    model.remove_result(next(result for result in model.get_results() if _FIELD in result.output(0).get_names()))
+
+
+def replace_constants(model: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:  # noqa: ANN401
+    """Give an ``openvino.Model`` other values of some buffers.
 
     Args:
+        model: The model, changed in place.
+        old: Buffers that are in the model, as they are, negative (a subtraction becomes an addition), or with their
+            last two dimensions transposed.
+        new: What shall be there instead, by the same names.
+
+    Raises:
+        RuntimeError: If a buffer is not found in the model.
+    """
+    from openvino import opset13 as ops
+
+    constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+    for name, value in old.items():
+        found = False
+        for form in _FORMS:
+            before, after = (form(tensor.cpu().numpy()).reshape(-1) for tensor in (value, new[name]))
+            for node in constants:
+                if node.data.size == before.size and np.array_equal(node.data.reshape(-1), before):
+                    constant = ops.constant(after.reshape(node.data.shape).astype(node.data.dtype))
+                    for target in node.output(0).get_target_inputs():
+                        target.replace_source_output(constant.output(0))
+                    found = True
+        if not found:
+            msg = f"The buffer {name} was not found in the converted model; please report this with OpenVINO's version."
+            raise RuntimeError(msg)
+
+
+class Refit:
+    """What is fitted anew for a quantised network, on its own outputs: density, thresholds, minima and maxima.
+
+    Args:
+        model: The torch module that was converted; with a ``density`` and a ``read_out``, or without both.
+        post_processor: anomalib's post-processor.
         datamodule: anomalib datamodule, set up.
-        compiled: The compiled model up to raw score and map.
-
-    Returns:
-        Batches with raw scores ``(B,)``, raw maps ``(B, 1, H, W)`` and what is known of the truth. Of the images only
-        a pixel is kept, so that all batches fit into memory.
     """
-    batches = []
-    for batch in datamodule.val_dataloader():
-        outputs = compiled(batch.image.numpy())
-        batch.pred_score = torch.from_numpy(outputs["pred_score"].copy()).reshape(-1)
-        batch.anomaly_map = torch.from_numpy(outputs["anomaly_map"].copy())
-        batch.image = batch.image[..., :1, :1].clone()
-        batches.append(batch)
-    return batches
 
+    def __init__(self, model: nn.Module, post_processor: Any, datamodule: Any) -> None:  # noqa: ANN401
+        self.model: Any = copy.deepcopy(model)
+        self.post_processor = copy.deepcopy(post_processor)
+        self.datamodule = datamodule
+        self.has_field = hasattr(model, "read_out")
 
-def refit(post_processor: Any, batches: Sequence[ImageBatch]) -> Any:  # noqa: ANN401
-    """Fit thresholds and minima and maxima on a model's own validation scores.
+    def fit_density(self, compiled: Any, count: int | None = None) -> None:  # noqa: ANN401
+        """Fit the density on the fields of training images, without any anomaly: ``count`` of them, or all."""
+        dataset = self.datamodule.train_data
+        count = min(count or len(dataset), len(dataset))
+        moments = StreamingMoments()
+        for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+            field = torch.from_numpy(compiled(dataset[index].image[None].numpy())[_FIELD].copy())
+            moments.update(field.flatten(2).permute(2, 0, 1))
+        self.model.density.fit(moments)
 
-    Args:
-        post_processor: anomalib's post-processor, which is left as it is.
-        batches: What :func:`validate` returned.
+    def score(self, compiled: Any, indices: Iterable[int]) -> list[ImageBatch]:  # noqa: ANN401
+        """Score validation images by the density as it is now.
 
-    Returns:
-        A refitted copy.
-    """
-    fitted = copy.deepcopy(post_processor)
-    for batch in batches:
-        fitted.on_validation_batch_end(None, None, batch)
-    fitted.on_validation_epoch_end(None, None)
-    return fitted
+        Args:
+            compiled: The compiled network.
+            indices: Which of the validation images.
+
+        Returns:
+            A batch for each image, with raw score ``(1,)``, raw map ``(1, 1, H, W)`` and what is known of the truth. Of
+            the image itself only a pixel is kept, so that all batches fit into memory.
+        """
+        dataset = self.datamodule.val_data
+        batches = []
+        for index in indices:
+            batch = dataset.collate_fn([dataset[index]])
+            outputs = compiled(batch.image.numpy())
+            if self.has_field:
+                size = outputs["anomaly_map"].shape[-2:]
+                batch.update(**self.model.read_out(torch.from_numpy(outputs[_FIELD].copy()), size)._asdict())
+            else:
+                batch.pred_score = torch.from_numpy(outputs["pred_score"].copy()).reshape(-1)
+                batch.anomaly_map = torch.from_numpy(outputs["anomaly_map"].copy())
+            batch.image = batch.image[..., :1, :1].clone()
+            batches.append(batch)
+        return batches
+
+    def fit_post_processor(self, batches: Iterable[ImageBatch]) -> None:
+        """Fit thresholds, minima and maxima on the raw scores and maps of validation images."""
+        for batch in batches:
+            self.post_processor.on_validation_batch_end(None, None, batch)
+        self.post_processor.on_validation_epoch_end(None, None)
+
+    def measure(self, metric: Any, batches: Sequence[ImageBatch]) -> float:  # noqa: ANN401
+        """Metric of batches, with thresholds fitted on them as the finished model has them."""
+        self.fit_post_processor(batches)
+        metric.reset()
+        for batch in batches:
+            self.post_processor.post_process_batch(batch)
+            metric.update(batch)
+        value = float(metric.compute())
+        metric.reset()
+        return value

@@ -5,15 +5,16 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.data import ImageBatch, InferenceBatch
+from anomalib.data import InferenceBatch
 from anomalib.deploy.export import CompressionType
+from anomalib.metrics import F1Score
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pre_processing import PreProcessor
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from torchvision.transforms import v2
 from anomalib_osdirf.export import exact_export_transform, metadata, quantisation
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
 from anomalib_osdirf.export.openvino_precision import keep_float32
-from anomalib_osdirf.export.quantisation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -197,11 +197,9 @@ class ExactExport(ExportMixin):
             exact = options["inference_precision"] == "f32"
             post_processor = self.post_processor
             if compression in _CALIBRATED:
-                avoid_broken_instructions()
                 scope = self._floating_point_scope(network)
-                network = self._quantise(
-                    network, scope, compression, datamodule, metric, max_drop, options["calibration_images"]
-                )
+                images = quantisation.CalibrationImages(datamodule, self.pre_processor, options["calibration_images"])
+                network = self._quantise(network, scope, images, compression, datamodule, metric, max_drop)
                 if exact:
                     keep_float32(network, scope.names)
                 post_processor = self._refit(network, datamodule)
@@ -234,15 +232,18 @@ class ExactExport(ExportMixin):
         self,
         network: Any,  # noqa: ANN401
         scope: Any,  # noqa: ANN401
+        images: quantisation.CalibrationImages,
         compression: CompressionType,
         datamodule: Any,  # noqa: ANN401
         metric: Any,  # noqa: ANN401
         max_drop: float,
-        calibration_images: int | None,
     ) -> Any:  # noqa: ANN401
         """Quantise the network up to raw score and map."""
-        images = quantisation.CalibrationImages(datamodule, self.pre_processor, calibration_images)
+        avoid_broken_instructions()
         logger.info("Calibrating on %d training images, half of them with synthetic anomalies.", len(images))
+        refit = quantisation.Refit(self.model, self.post_processor, datamodule)
+        if refit.has_field:
+            quantisation.expose_field(network)
         if compression == CompressionType.INT8_PTQ:
             return quantisation.quantise(network, images, scope)
         if not self._can_validate(datamodule):
@@ -251,26 +252,41 @@ class ExactExport(ExportMixin):
                 "post-processor; use a val_split_mode other than none, or compression_type=INT8_PTQ."
             )
             raise ValueError(msg)
+        metric = metric or F1Score(fields=["pred_label", "gt_label"])
 
-        def measure(compiled: Any) -> float:  # noqa: ANN401
-            return _measure(metric or _default_metric(), self.post_processor, validate(datamodule, compiled))
+        def measure(compiled: Any, indices: Iterable[int]) -> float:  # noqa: ANN401
+            if refit.has_field:
+                refit.fit_density(compiled, len(images))
+            return refit.measure(metric, refit.score(compiled, indices))
 
-        return quantisation.quantise_within(network, images, scope, measure, max_drop)
+        return quantisation.quantise_within(network, images, scope, measure, len(datamodule.val_data), max_drop)
 
     def _can_validate(self, datamodule: Any) -> bool:  # noqa: ANN401
         return bool(getattr(datamodule, "val_data", None)) and self.post_processor is not None
 
     def _refit(self, network: Any, datamodule: Any) -> Any:  # noqa: ANN401
-        """Fit a copy of the post-processor on a quantised network's own scores."""
+        """Fit density and post-processor on the quantised network's own outputs, and put the density into it.
+
+        Returns:
+            The post-processor.
+        """
         import openvino
 
-        if not self._can_validate(datamodule):
+        compiled = openvino.compile_model(network, "CPU")
+        refit = quantisation.Refit(self.model, self.post_processor, datamodule)
+        if refit.has_field:
+            refit.fit_density(compiled)
+            old, new = (dict(model.density.named_buffers()) for model in (self.model, refit.model))
+            quantisation.replace_constants(network, old, new)
+        if self._can_validate(datamodule):
+            refit.fit_post_processor(refit.score(compiled, range(len(datamodule.val_data))))
+        else:
             logger.warning(
                 "Thresholds are those from before quantisation: there are no validation images to fit them on anew."
             )
-            return self.post_processor
-        compiled = openvino.compile_model(network, "CPU")
-        return quantisation.refit(self.post_processor, validate(datamodule, compiled))
+        if refit.has_field:
+            quantisation.hide_field(network)
+        return refit.post_processor
 
     @contextmanager
     def _without_post_processor(self, unless: bool = False) -> Iterator[None]:
@@ -373,24 +389,6 @@ def _append(network: Any, post_processor: nn.Module) -> Any:  # noqa: ANN401
         for target in parameter.output(0).get_target_inputs():
             target.replace_source_output(source)
     return openvino.Model(post.get_results(), network.get_parameters(), network.get_friendly_name())
-
-
-def _default_metric() -> Any:  # noqa: ANN401
-    from anomalib.metrics import F1Score
-
-    return F1Score(fields=["pred_label", "gt_label"])
-
-
-def _measure(metric: Any, post_processor: Any, batches: Sequence[ImageBatch]) -> float:  # noqa: ANN401
-    """Metric of raw predictions, with thresholds fitted on themselves as they are for the finished model."""
-    post_processor = quantisation.refit(post_processor, batches)
-    metric.reset()
-    for batch in batches:
-        post_processor.post_process_batch(batch)
-        metric.update(batch)
-    value = float(metric.compute())
-    metric.reset()
-    return value
 
 
 def _split_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

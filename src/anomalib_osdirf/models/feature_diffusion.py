@@ -442,7 +442,7 @@ class FeatureDiffusion(LightningModule):
         adopted = {}
         for name, value in saved.items():
             own = self.hparams.get(name)
-            if name not in parameters or own == value:
+            if name not in parameters or name not in self.hparams or own == value:
                 continue
             if own == parameters[name].default:
                 adopted[name] = value

@@ -201,6 +201,18 @@ class DeployedOSDIRF(nn.Module):
         """
         z = self.whitening(self.backbone.pool(self.backbone(images)))
         field = self.denoiser(diffusion_state(z, self.abar, self.state))
+        return self.read_out(field, images.shape[-2:])
+
+    def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
+        """Turn fields into scores and maps.
+
+        Args:
+            field: Inverse residual fields, shape ``(B, D, h, w)``.
+            size: Height and width of the maps.
+
+        Returns:
+            See :meth:`forward`.
+        """
         nll = self.density(field.float())
-        anomaly_map = functional.interpolate(nll[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)
+        anomaly_map = functional.interpolate(nll[:, None], size=tuple(size), mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=image_score(nll, self.image_score), anomaly_map=anomaly_map)

@@ -1,0 +1,204 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Size, accuracy, latency and throughput of OpenVINO exports: OSDIRF against PatchCore and PaDiM on one backbone.
+
+All models run in one process, interleaved, at the same precision (float32 wherever they are not quantised). Example, on
+a folder laid out as train/good, test/<good or defect>, ground_truth/<defect>:
+
+    python benchmarks/exports.py --root mtd --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
+"""
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import timm
+import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
+from anomalib.models import Padim, Patchcore
+from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_osdirf import OSDIRF
+from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.features import build_backbone
+
+COMPRESSIONS = (None, "FP16", "INT8", "INT8_PTQ", "INT8_ACQ")
+PEER_COMPRESSIONS = (None, "FP16", "INT8_PTQ")
+FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def datamodule(root: Path) -> Folder:
+    """All test images serve for measuring, as the rules of measurement say; thresholds are not looked at."""
+    defects = sorted(path.name for path in (root / "test").iterdir() if path.name != "good")
+    masks = [f"ground_truth/{name}" for name in defects] if (root / "ground_truth").is_dir() else None
+    return Folder(
+        root.name,
+        root=root,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir=[f"test/{name}" for name in defects],
+        mask_dir=masks,
+        val_split_mode="same_as_test",
+        seed=0,
+        num_workers=0,
+    )
+
+
+def export_all(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Train what there is no export of yet, and export it; an interrupted run goes on where it was."""
+    overlay = {"pretrained_cfg_overlay": {"file": arguments.weights}} if arguments.weights else {}
+    models = {
+        "OSDIRF": partial(OSDIRF, backbone=arguments.backbone, backbone_weights=arguments.weights, seed=arguments.seed),
+        "PatchCore 1 %": partial(
+            Patchcore, backbone=arguments.backbone, layers=arguments.patchcore_layers, coreset_sampling_ratio=0.01
+        ),
+        "PaDiM": partial(Padim, backbone=arguments.backbone, layers=arguments.padim_layers, n_features=100),
+    }
+    files: dict[str, Path] = {}
+    original = timm.create_model
+    for name, build in models.items():
+        compressions = COMPRESSIONS if name == "OSDIRF" else PEER_COMPRESSIONS
+        root = arguments.output / name.replace(" ", "_").replace("%", "percent")
+        wanted = {compression: root / (compression or "FP32") for compression in compressions}
+        missing = [key for key, folder in wanted.items() if not (folder / "weights/openvino/model.bin").is_file()]
+        if missing:
+            torch.manual_seed(arguments.seed)
+            # The peers take no weights file of their own.
+            timm.create_model = partial(original, **overlay) if name != "OSDIRF" else original
+            engine = Engine(default_root_dir=root, accelerator="cpu", devices=1)
+            if name == "OSDIRF" and arguments.checkpoint:
+                model = OSDIRF.load_from_checkpoint(arguments.checkpoint)
+            else:
+                model = build()
+                engine.fit(model, datamodule=datamodule(arguments.root))
+            timm.create_model = original
+            for key in missing:
+                start = time.perf_counter()
+                data = datamodule(arguments.root)
+                if name != "OSDIRF":
+                    data.trainer = engine.trainer  # or its images come unresized and do not stack
+                engine.export(model, "openvino", wanted[key], compression_type=key, datamodule=data)
+                print(f"{name} {key or 'FP32'}: exported in {time.perf_counter() - start:.0f} s", flush=True)
+        for key, folder in wanted.items():
+            files[f"{name} {key or 'FP32'}"] = folder / "weights/openvino/model.xml"
+    files["bare backbone FP32"] = bare_backbone(arguments)
+    return files
+
+
+def bare_backbone(arguments: argparse.Namespace) -> Path:
+    """The frozen network alone, batch norms folded, without resize."""
+    file: Path = arguments.output / "backbone" / "model.xml"
+    network = build_backbone(arguments.backbone, None, 8).folded().network
+    example = torch.rand(1, 3, 256, 256)
+    openvino.save_model(openvino.convert_model(network, example_input=example), file, compress_to_fp16=False)
+    return file
+
+
+def accuracy(compiled: dict[str, Any], data: Folder) -> dict[str, tuple[float, float]]:
+    """Image and pixel AUROC (every other pixel of every other row) on the image files as they are."""
+    data.setup("test")
+    scores: dict[str, list[float]] = {name: [] for name in compiled}
+    maps: dict[str, list[np.ndarray]] = {name: [] for name in compiled}
+    labels, masks = [], []
+    for item in data.test_data:
+        image = item.image[None].numpy()
+        labels.append(int(item.gt_label))
+        for name, model in compiled.items():
+            outputs = model(image)
+            scores[name].append(outputs["pred_score"].item())
+            maps[name].append(outputs["anomaly_map"].squeeze()[::2, ::2].astype(np.float32))
+        mask = item.gt_mask if item.gt_mask is not None else torch.zeros(image.shape[-2:])
+        size = tuple(2 * side for side in maps[next(iter(maps))][-1].shape)
+        resized = torch.nn.functional.interpolate(mask.float().reshape(1, 1, *mask.shape[-2:]), size=size)
+        masks.append(resized[0, 0, ::2, ::2] > 0.5)
+    truth, pixels = torch.tensor(labels), torch.stack(masks).flatten().int()
+    return {
+        name: (
+            float(binary_auroc(torch.tensor(scores[name], dtype=torch.float64).clamp(0, 1), truth)),
+            float(binary_auroc(torch.from_numpy(np.stack(maps[name])).flatten().clamp(0, 1), pixels)),
+        )
+        for name in compiled
+    }
+
+
+def latency(compiled: dict[str, Any], rounds: int) -> dict[str, float]:
+    """Median milliseconds for one image of 256 x 256, models taking turns."""
+    image = np.random.default_rng(0).random((1, 3, 256, 256), np.float32)
+    times: dict[str, list[float]] = {name: [] for name in compiled}
+    for turn in range(rounds + 3):
+        for name, model in compiled.items():
+            start = time.perf_counter()
+            model(image)
+            if turn >= 3:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def throughput(files: dict[str, Path], images: int, rounds: int) -> dict[str, float]:
+    """Median images per second through an AsyncInferQueue."""
+    image = np.random.default_rng(0).random((1, 3, 256, 256), np.float32)
+    core = openvino.Core()
+    queues = {
+        name: openvino.AsyncInferQueue(core.compile_model(file, "CPU", {**FLOAT32, "PERFORMANCE_HINT": "THROUGHPUT"}))
+        for name, file in files.items()
+    }
+    rates: dict[str, list[float]] = {name: [] for name in files}
+    for _ in range(rounds):
+        for name, queue in queues.items():
+            start = time.perf_counter()
+            for _ in range(images):
+                queue.start_async({0: image})
+            queue.wait_all()
+            rates[name].append(images / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def main() -> None:
+    """Print a Markdown table and keep it, with the command, in the output folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="data set")
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--weights", help="local weights file of the backbone")
+    parser.add_argument("--checkpoint", type=Path, help="a trained OSDIRF, instead of training one")
+    parser.add_argument("--patchcore-layers", nargs="+", default=["blocks.2", "blocks.4"])
+    parser.add_argument("--padim-layers", nargs="+", default=["blocks.1", "blocks.2", "blocks.4"])
+    parser.add_argument("--output", type=Path, default=Path("results/exports"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=30)
+    arguments = parser.parse_args()
+    avoid_broken_instructions()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    print(f"seed {arguments.seed}, OpenVINO {openvino.__version__}, {torch.get_num_threads()} threads")
+    files = export_all(arguments)
+    core = openvino.Core()
+    compiled = {name: core.compile_model(file, "CPU", FLOAT32) for name, file in files.items()}
+    milliseconds = latency(compiled, arguments.rounds)
+    rates = throughput(files, 40, 5)
+    scoring = {name: model for name, model in compiled.items() if not name.startswith("bare")}
+    areas = accuracy(scoring, datamodule(arguments.root))
+    lines = [
+        "| model | MB | image AUROC | pixel AUROC | ms, batch 1 | images/s, async |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = {}
+    for name, file in files.items():
+        size = sum(path.stat().st_size for path in (file, file.with_suffix(".bin"))) / 1e6
+        image, pixel = areas.get(name, (float("nan"), float("nan")))
+        rows[name] = {"MB": size, "image": image, "pixel": pixel, "ms": milliseconds[name], "rate": rates[name]}
+        lines.append(
+            f"| {name} | {size:.1f} | {image:.4f} | {pixel:.4f} | {milliseconds[name]:.1f} | {rates[name]:.0f} |"
+        )
+    print("\n".join(lines))
+    (arguments.output / "exports.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (arguments.output / "exports.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
