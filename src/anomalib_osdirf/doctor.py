@@ -181,6 +181,14 @@ def check_devices() -> Iterator[Check]:
     except ModuleNotFoundError:
         return
     yield Check("OpenVINO devices", "ok", ", ".join(openvino.Core().available_devices))
+    from anomalib_osdirf.export import instructions
+
+    if instructions.amx_is_broken():
+        found = "this processor announces AMX and kills processes that use it, as OpenVINO does for INT8 and bfloat16"
+        remedy = f"set {instructions.VARIABLE}={instructions.WITHOUT_AMX} for programs that run such models"
+        yield Check("OpenVINO instructions", "note", found, remedy)
+    else:
+        yield Check("OpenVINO instructions", "ok", "INT8 and bfloat16 work")
 
 
 def check_weights(backbone: str, weights: Path | None) -> Check:

@@ -31,7 +31,7 @@ ov.compile_model(ov.Model([y], [x]), "CPU")(np.ones((1, 64, 64), np.float32))
 def amx_is_broken() -> bool:
     """Tell, by a trial in another process, whether OpenVINO's matrix instructions (AMX) kill a process here."""
     flags = Path("/proc/cpuinfo")
-    if not flags.is_file() or "amx_tile" not in flags.read_text(encoding="utf-8"):
+    if os.environ.get(VARIABLE) or not flags.is_file() or "amx_tile" not in flags.read_text(encoding="utf-8"):
         return False
     trial = subprocess.run([sys.executable, "-c", _TRIAL], check=False, capture_output=True)
     return trial.returncode < 0

@@ -149,7 +149,7 @@ def quantise_within(
     model: Any,  # noqa: ANN401
     images: CalibrationImages,
     scope: Any,  # noqa: ANN401
-    measure: Callable[[Any, Iterable[int]], float],
+    measure: Callable[[Any, Iterable[int]], tuple[float, list[float]]],
     num_validation_images: int,
     max_drop: float,
 ) -> Any:  # noqa: ANN401
@@ -159,7 +159,8 @@ def quantise_within(
         model: The ``openvino.Model`` up to raw score and map.
         images: Images to calibrate on.
         scope: What stays in floating point in any case.
-        measure: Metric of a compiled model on validation images, given by their indices; the larger the better.
+        measure: Metric of a compiled model on validation images, given by their indices, the larger the better; and
+            the raw score of each, by which NNCF finds the images that quantisation changes most.
         num_validation_images: How many of those there are.
         max_drop: Largest loss of the metric.
 
@@ -175,7 +176,7 @@ def quantise_within(
         model,
         nncf.Dataset(images),
         nncf.Dataset(list(range(num_validation_images))),
-        lambda compiled, indices: (measure(compiled, indices), None),
+        measure,
         max_drop=max_drop,
         subset_size=len(images),
         ignored_scope=scope,
@@ -249,12 +250,11 @@ class Refit:
         self.datamodule = datamodule
         self.has_field = hasattr(model, "read_out")
 
-    def fit_density(self, compiled: Any, count: int | None = None) -> None:  # noqa: ANN401
-        """Fit the density on the fields of training images, without any anomaly: ``count`` of them, or all."""
+    def fit_density(self, compiled: Any) -> None:  # noqa: ANN401
+        """Fit the density on the fields of all training images, without any anomaly."""
         dataset = self.datamodule.train_data
-        count = min(count or len(dataset), len(dataset))
         moments = StreamingMoments()
-        for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+        for index in range(len(dataset)):
             field = torch.from_numpy(compiled(dataset[index].image[None].numpy())[_FIELD].copy())
             moments.update(field.flatten(2).permute(2, 0, 1))
         self.model.density.fit(moments)

@@ -254,10 +254,12 @@ class ExactExport(ExportMixin):
             raise ValueError(msg)
         metric = metric or F1Score(fields=["pred_label", "gt_label"])
 
-        def measure(compiled: Any, indices: Iterable[int]) -> float:  # noqa: ANN401
+        def measure(compiled: Any, indices: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401
             if refit.has_field:
-                refit.fit_density(compiled, len(images))
-            return refit.measure(metric, refit.score(compiled, indices))
+                refit.fit_density(compiled)
+            batches = refit.score(compiled, indices)
+            raw = [float(batch.pred_score) for batch in batches if batch.pred_score is not None]
+            return refit.measure(metric, batches), raw
 
         return quantisation.quantise_within(network, images, scope, measure, len(datamodule.val_data), max_drop)
 
