@@ -206,9 +206,7 @@ class ExactExport(ExportMixin):
             elif exact:
                 keep_float32(network)
             if compression == CompressionType.INT8:
-                import nncf
-
-                network = nncf.compress_weights(network, ignored_scope=self._floating_point_scope(network))
+                network = quantisation.compress_weights(network, self._floating_point_scope(network))
             values = self._metadata(
                 post_processor,
                 included=options["post_processor"],
