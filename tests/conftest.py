@@ -93,6 +93,6 @@ def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("trained")
     datamodule = small_folder(parts)
     engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
-    metrics = engine.train(OSDIRF(**TINY, pre_processor=pre_processor()), datamodule=datamodule)[0]
+    metrics = engine.train(OSDIRF(**TINY, seed=0, pre_processor=pre_processor()), datamodule=datamodule)[0]
     checkpoint = Path(str(engine.best_model_path))
     return Trained(checkpoint.parents[2], checkpoint, dict(metrics))

@@ -117,6 +117,18 @@ def test_export_command(trained: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "model.onnx" in [path.name for path in (tmp_path / "out").rglob("*")]
 
 
+def test_export_command_takes_our_options_through_onnx_kwargs(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"post_processor": False, "inference_precision": "any"}
+    arguments = ["--model=OSDIRF", "--export_type=openvino", f"--ckpt_path={trained.checkpoint}", "--export_root=out"]
+    assert main(["export", *arguments, "--compression_type=FP16", f"--onnx_kwargs={json.dumps(options)}"]) == 0
+    values = json.loads(next((tmp_path / "out").rglob("model.json")).read_text(encoding="utf-8"))
+    assert values["compression_type"] == "FP16"
+    assert {name: values[name] for name in options} == options
+
+
 def test_help_names_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--model.help", "OSDIRF"])

@@ -98,6 +98,7 @@ def test_checkpoint_loads_without_hub_or_weights_file(
     expected = _predictions(model, folder(), engine())
     _assert_same(_predictions(OSDIRF.load_from_checkpoint(checkpoint), folder(), engine()), expected)
     _assert_same(_predictions(OSDIRF(), folder(), engine(), checkpoint), expected)
+    assert Path(str(engine().export(OSDIRF(), "torch", export_root=tmp_path, ckpt_path=checkpoint))).is_file()
     engine().fit(OSDIRF.load_from_checkpoint(checkpoint), datamodule=folder())
 
 

@@ -83,7 +83,8 @@ class FoldedBlock(nn.Module):
 class FoldedAttention(nn.Module):
     """Self-attention in its elementary steps, with the scale 1 / sqrt(d) folded into the queries.
 
-    OpenVINO's CPU plugin takes a fused attention apart and forgets which precision was asked for.
+    Three layers instead of one, because OpenVINO's CPU plugin forgets the precision of a split; and without a scale to
+    apply, attention converts to the plain products that :mod:`anomalib_osdirf.export.openvino_precision` can mark.
 
     Args:
         qkv: Layer to queries, keys and values in turn.

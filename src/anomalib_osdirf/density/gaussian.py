@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian negative log densities of a field, per position."""
 
+from abc import ABC, abstractmethod
 from math import log, pi
 from typing import Any
 
@@ -34,7 +35,7 @@ def oas_shrinkage(covariance: Tensor, num_samples: int) -> Tensor:
     return intensity.clamp(max=1.0)
 
 
-class Density(nn.Module):
+class Density(nn.Module, ABC):
     """A Gaussian over the field's channels at every position of the grid.
 
     ``num_images`` counts the training images that it was fitted on; 0 means never fitted. It is part of the state
@@ -53,14 +54,15 @@ class Density(nn.Module):
         """Restore what :meth:`get_extra_state` returned."""
         self.num_images = state["num_images"]
 
+    @abstractmethod
     def fit(self, moments: StreamingMoments) -> None:
         """Fit the Gaussian.
 
         Args:
             moments: Moments of the training images' fields, ``mean`` of shape ``(P, D)`` for P = h w positions.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, field: Tensor) -> Tensor:
         """Negative log density in nats.
 
@@ -70,7 +72,6 @@ class Density(nn.Module):
         Returns:
             Shape ``(B, h, w)``.
         """
-        raise NotImplementedError
 
 
 class StandardGaussian(Density):

@@ -2,28 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """INT8 quantisation of OpenVINO models by NNCF: what is quantised, and on which images."""
 
-import copy
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from anomalib.data import ImageBatch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from torch import Tensor, nn
-
-from anomalib_osdirf.features import StreamingMoments
-
-logger = logging.getLogger(__name__)
 
 # What NNCF takes statistics from by default, too; fewer will do where there are no more.
 _CALIBRATION_IMAGES = 300
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _SMALL_CONVOLUTION = 2**15
 _QUANTISED = "FakeQuantize"
-_FIELD = "field"
+FIELD = "field"  # name of the output that the denoiser returns
 _FORMS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     np.asarray,
     np.negative,
@@ -219,13 +212,13 @@ def expose_field(model: Any) -> None:  # noqa: ANN401
     last = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"][-1].output(0)
     (target,) = (one.get_node() for one in last.get_target_inputs())
     field = target.output(0) if target.get_type_name() == "Add" else last
-    field.set_names({_FIELD})
+    field.set_names({FIELD})
     model.add_outputs(field)
 
 
 def hide_field(model: Any) -> None:  # noqa: ANN401
     """Undo :func:`expose_field`: anomalib's inferencer takes no other outputs than its own."""
-    model.remove_result(next(result for result in model.get_results() if _FIELD in result.output(0).get_names()))
+    model.remove_result(next(result for result in model.get_results() if FIELD in result.output(0).get_names()))
 
 
 def replace_constants(model: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:  # noqa: ANN401
@@ -256,71 +249,3 @@ def replace_constants(model: Any, old: Mapping[str, Tensor], new: Mapping[str, T
         if not found:
             msg = f"The buffer {name} was not found in the converted model; please report this with OpenVINO's version."
             raise RuntimeError(msg)
-
-
-class Refit:
-    """What is fitted anew for a quantised network, on its own outputs: density, thresholds, minima and maxima.
-
-    Args:
-        model: The torch module that was converted; with a ``density`` and a ``read_out``, or without both.
-        post_processor: anomalib's post-processor.
-        datamodule: anomalib datamodule, set up.
-    """
-
-    def __init__(self, model: nn.Module, post_processor: Any, datamodule: Any) -> None:  # noqa: ANN401
-        self.model: Any = copy.deepcopy(model)
-        self.post_processor = copy.deepcopy(post_processor)
-        self.datamodule = datamodule
-        self.has_field = hasattr(model, "read_out")
-
-    def fit_density(self, compiled: Any) -> None:  # noqa: ANN401
-        """Fit the density on the fields of all training images, without any anomaly."""
-        dataset = self.datamodule.train_data
-        moments = StreamingMoments()
-        for index in range(len(dataset)):
-            field = torch.from_numpy(compiled(dataset[index].image[None].numpy())[_FIELD].copy())
-            moments.update(field.flatten(2).permute(2, 0, 1))
-        self.model.density.fit(moments)
-
-    def score(self, compiled: Any, indices: Iterable[int]) -> list[ImageBatch]:  # noqa: ANN401
-        """Score validation images by the density as it is now.
-
-        Args:
-            compiled: The compiled network.
-            indices: Which of the validation images.
-
-        Returns:
-            A batch for each image, with raw score ``(1,)``, raw map ``(1, 1, H, W)`` and what is known of the truth. Of
-            the image itself only a pixel is kept, so that all batches fit into memory.
-        """
-        dataset = self.datamodule.val_data
-        batches = []
-        for index in indices:
-            batch = dataset.collate_fn([dataset[index]])
-            outputs = compiled(batch.image.numpy())
-            if self.has_field:
-                size = outputs["anomaly_map"].shape[-2:]
-                batch.update(**self.model.read_out(torch.from_numpy(outputs[_FIELD].copy()), size)._asdict())
-            else:
-                batch.pred_score = torch.from_numpy(outputs["pred_score"].copy()).reshape(-1)
-                batch.anomaly_map = torch.from_numpy(outputs["anomaly_map"].copy())
-            batch.image = batch.image[..., :1, :1].clone()
-            batches.append(batch)
-        return batches
-
-    def fit_post_processor(self, batches: Iterable[ImageBatch]) -> None:
-        """Fit thresholds, minima and maxima on the raw scores and maps of validation images."""
-        for batch in batches:
-            self.post_processor.on_validation_batch_end(None, None, batch)
-        self.post_processor.on_validation_epoch_end(None, None)
-
-    def measure(self, metric: Any, batches: Sequence[ImageBatch]) -> float:  # noqa: ANN401
-        """Metric of batches, with thresholds fitted on them as the finished model has them."""
-        self.fit_post_processor(batches)
-        metric.reset()
-        for batch in batches:
-            self.post_processor.post_process_batch(batch)
-            metric.update(batch)
-        value = float(metric.compute())
-        metric.reset()
-        return value

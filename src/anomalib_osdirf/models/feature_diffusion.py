@@ -5,6 +5,7 @@
 import inspect
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import ceil
 from typing import Any
@@ -78,7 +79,7 @@ class ResumeCheckpoint(ModelCheckpoint):
             self.best_model_path = ""
 
 
-class FeatureDiffusion(LightningModule):
+class FeatureDiffusion(LightningModule, ABC):
     """Feature pass, cached training, density fit, final validation and checkpoints.
 
     A model is a direct subclass of this and of ``AnomalibModule`` and has as ``self.model`` a torch module with
@@ -118,9 +119,9 @@ class FeatureDiffusion(LightningModule):
                 msg = f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number."
                 raise ValueError(msg)
 
+    @abstractmethod
     def build_model(self, arguments: dict[str, Any]) -> torch.nn.Module:
         """Build the torch module from the constructor's arguments."""
-        raise NotImplementedError
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""A post-processor as the last part of an OpenVINO model."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+
+OPSET = 18  # of ONNX, what torch's exporter writes natively
+
+
+class _PostProcessing(nn.Module):
+    """A post-processor as a network of its own."""
+
+    def __init__(self, post_processor: nn.Module) -> None:
+        super().__init__()
+        self.post_processor = post_processor
+
+    def forward(self, pred_score: Tensor, anomaly_map: Tensor) -> dict[str, Tensor]:
+        result = self.post_processor(InferenceBatch(pred_score=pred_score, anomaly_map=anomaly_map))
+        return {name: value for name, value in result._asdict().items() if value is not None}
+
+
+def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # noqa: ANN401 - openvino.Model
+    """Put a post-processor behind an ``openvino.Model`` that ends in raw score and map.
+
+    Args:
+        network: The model, with outputs ``pred_score`` and ``anomaly_map``.
+        post_processor: anomalib post-processor, fitted.
+
+    Returns:
+        The model with the post-processor's outputs.
+    """
+    import openvino
+
+    module = _PostProcessing(post_processor).eval()
+    examples = (torch.rand(2), torch.rand(2, 1, 4, 5))
+    batch = torch.export.Dim("batch")
+    inputs = ("pred_score", "anomaly_map")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "post_processor.onnx"
+        torch.onnx.export(
+            module,
+            examples,
+            file,
+            input_names=[f"raw_{name}" for name in inputs],
+            output_names=list(module(*examples)),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: batch}, {0: batch, 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}),
+        )
+        post = openvino.convert_model(file)
+    for name in inputs:
+        raw = next(result for result in network.get_results() if name in result.output(0).get_names())
+        parameter = next(one for one in post.get_parameters() if f"raw_{name}" in one.output(0).get_names())
+        source = raw.input_value(0)
+        source.set_names({f"raw_{name}"})
+        for target in parameter.output(0).get_target_inputs():
+            target.replace_source_output(source)
+    return openvino.Model(post.get_results(), network.get_parameters(), network.get_friendly_name())

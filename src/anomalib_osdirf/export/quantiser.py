@@ -1,0 +1,190 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quantisation of a whole anomaly detector: the network, and then all that was fitted on its outputs."""
+
+import copy
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import ImageBatch
+from anomalib.deploy.export import CompressionType
+from anomalib.metrics import F1Score
+from torch import nn
+
+from anomalib_osdirf.export import quantisation
+from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.features import StreamingMoments
+
+logger = logging.getLogger(__name__)
+
+
+class Quantiser:
+    """Quantises a converted network, and fits density, thresholds, minima and maxima anew on its own outputs.
+
+    Args:
+        model: The torch module that was converted; with a ``density`` and a ``read_out``, or without both. It is left
+            as it is.
+        pre_processor: Its pre-processor, whose resize the images go through.
+        post_processor: anomalib's post-processor, or ``None``. It is left as it is.
+        datamodule: anomalib datamodule.
+        calibration_images: How many training images to calibrate on; ``None`` takes up to 300.
+
+    Raises:
+        ValueError: If there are fewer training images than asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pre_processor: nn.Module | None,
+        post_processor: Any,  # noqa: ANN401
+        datamodule: Any,  # noqa: ANN401
+        calibration_images: int | None,
+    ) -> None:
+        self.images = quantisation.CalibrationImages(datamodule, pre_processor, calibration_images)
+        self.original: Any = model
+        self.model: Any = copy.deepcopy(model)
+        self.post_processor = copy.deepcopy(post_processor)
+        self.datamodule = datamodule
+        self.has_field = hasattr(model, "read_out")
+
+    @property
+    def can_validate(self) -> bool:
+        """Whether there are validation images to fit a post-processor on."""
+        return bool(getattr(self.datamodule, "val_data", None)) and self.post_processor is not None
+
+    def quantise(
+        self,
+        network: Any,  # noqa: ANN401
+        scope: Any,  # noqa: ANN401
+        compression: CompressionType,
+        metric: Any,  # noqa: ANN401
+        max_drop: float,
+    ) -> Any:  # noqa: ANN401
+        """Quantise an ``openvino.Model`` that ends in raw score and map.
+
+        Args:
+            network: The model; with the field as one more output from here on, where there is one.
+            scope: What stays in floating point.
+            compression: ``INT8_PTQ`` or ``INT8_ACQ``.
+            metric: anomalib metric for ``INT8_ACQ``; ``None`` takes the image F1 score.
+            max_drop: Largest loss of the metric.
+
+        Returns:
+            The quantised model.
+
+        Raises:
+            ValueError: If ``INT8_ACQ`` has no images to validate on.
+            RuntimeError: If nothing could be quantised within ``max_drop``.
+        """
+        avoid_broken_instructions()
+        logger.info("Calibrating on %d training images, half of them with synthetic anomalies.", len(self.images))
+        if self.has_field:
+            quantisation.expose_field(network)
+        if compression == CompressionType.INT8_PTQ:
+            return quantisation.quantise(network, self.images, scope)
+        if not self.can_validate:
+            msg = (
+                "compression_type=INT8_ACQ measures a metric on labelled validation images, and there are none, or no "
+                "post-processor; use a val_split_mode other than none, or compression_type=INT8_PTQ."
+            )
+            raise ValueError(msg)
+        metric = metric or F1Score(fields=["pred_label", "gt_label"])
+
+        def measure(compiled: Any, indices: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401
+            if self.has_field:
+                self._fit_density(compiled)
+            batches = self._score(compiled, indices, from_field=self.has_field)
+            raw = [float(batch.pred_score) for batch in batches if batch.pred_score is not None]
+            return self._measure(metric, batches), raw
+
+        count = len(self.datamodule.val_data)
+        return quantisation.quantise_within(network, self.images, scope, measure, count, max_drop)
+
+    def refit(self, network: Any) -> Any:  # noqa: ANN401
+        """Fit density and post-processor on what the quantised network returns, and put the density into it.
+
+        Returns:
+            The post-processor.
+        """
+        if self.has_field:
+            self._fit_density(_compile(network))
+            old, new = (dict(model.density.named_buffers()) for model in (self.original, self.model))
+            quantisation.replace_constants(network, old, new)
+            quantisation.hide_field(network)
+        if self.can_validate:
+            compiled = _compile(network)
+            self._fit_post_processor(self._score(compiled, range(len(self.datamodule.val_data)), from_field=False))
+        else:
+            logger.warning(
+                "Thresholds are those from before quantisation: there are no validation images to fit them on anew."
+            )
+        return self.post_processor
+
+    def _fit_density(self, compiled: Any) -> None:  # noqa: ANN401
+        """Fit the density on the fields of all training images, without any anomaly."""
+        dataset = self.datamodule.train_data
+        moments = StreamingMoments()
+        for index in range(len(dataset)):
+            outputs = compiled(dataset[index].image[None].numpy())
+            field = torch.from_numpy(outputs[quantisation.FIELD].copy())
+            moments.update(field.flatten(2).permute(2, 0, 1))
+        self.model.density.fit(moments)
+
+    def _score(self, compiled: Any, indices: Iterable[int], from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
+        """Score validation images.
+
+        Args:
+            compiled: The compiled network.
+            indices: Which of the validation images.
+            from_field: Take the network's field and the density as it was fitted last, not the network's own.
+
+        Returns:
+            A batch for each image, with raw score ``(1,)``, raw map ``(1, 1, H, W)`` and what is known of the truth. Of
+            the image itself only a pixel is kept, so that all batches fit into memory.
+        """
+        dataset = self.datamodule.val_data
+        batches = []
+        for index in indices:
+            batch = dataset.collate_fn([dataset[index]])
+            outputs = compiled(batch.image.numpy())
+            if from_field:
+                field = torch.from_numpy(outputs[quantisation.FIELD].copy())
+                batch.update(**self.model.read_out(field, outputs["anomaly_map"].shape[-2:])._asdict())
+            else:
+                batch.pred_score = torch.from_numpy(outputs["pred_score"].copy()).reshape(-1)
+                batch.anomaly_map = torch.from_numpy(outputs["anomaly_map"].copy())
+            batch.image = batch.image[..., :1, :1].clone()
+            batches.append(batch)
+        return batches
+
+    def _fit_post_processor(self, batches: Iterable[ImageBatch]) -> None:
+        for batch in batches:
+            self.post_processor.on_validation_batch_end(None, None, batch)
+        self.post_processor.on_validation_epoch_end(None, None)
+
+    def _measure(self, metric: Any, batches: Sequence[ImageBatch]) -> float:  # noqa: ANN401
+        """Metric of batches, with thresholds fitted on them as the finished model has them."""
+        self._fit_post_processor(batches)
+        metric.reset()
+        for batch in batches:
+            self.post_processor.post_process_batch(batch)
+            metric.update(batch)
+        value = float(metric.compute())
+        metric.reset()
+        return value
+
+
+def _compile(network: Any) -> Any:  # noqa: ANN401
+    """Compile a model as a deployer does, from its file: OpenVINO sees marks of precision in files only."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.xml"
+        openvino.save_model(network, file, compress_to_fp16=False)
+        saved = openvino.Core().read_model(file.read_bytes(), file.with_suffix(".bin").read_bytes())
+    return openvino.compile_model(saved, "CPU")
