@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The mathematics of the method as pure functions of tensors: schedule, states, inversion and its residual field."""
+"""The mathematics of the methods as pure functions of tensors: schedule, inversion, residual field, denoising."""
 
 from anomalib_osdirf.diffusion.inversion import (
     STATES,
@@ -9,14 +9,17 @@ from anomalib_osdirf.diffusion.inversion import (
     finite_difference_field,
     inverse_residual_field,
 )
+from anomalib_osdirf.diffusion.norm_guided import clean_estimate, norm_guided_estimate
 from anomalib_osdirf.diffusion.schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 
 __all__ = [
     "NUM_TRAIN_TIMESTEPS",
     "STATES",
     "NoiseSchedule",
+    "clean_estimate",
     "ddim_inversion_step",
     "diffusion_state",
     "finite_difference_field",
     "inverse_residual_field",
+    "norm_guided_estimate",
 ]
