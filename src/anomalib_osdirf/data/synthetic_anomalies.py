@@ -1,0 +1,187 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Anomalies painted onto normal images, to train on."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import torch
+from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.io import ImageReadMode, read_image
+from torchvision.transforms.v2.functional import resize
+
+FOREGROUNDS = ("none", "auto")
+
+_BLEND_FACTOR = (0.2, 0.8)
+_PATCHES_PER_SIDE = 8
+_ATTEMPTS = 10
+# A border colour that leaves less than this share of an image as foreground was not a background's colour.
+_SMALLEST_FOREGROUND = 0.05
+
+
+class SyntheticAnomalies:
+    """Paints an anomaly onto half of the images of a batch.
+
+    anomalib's ``PerlinAnomalyGenerator`` gives the masks and blends textures; an image keeps a share of 0.2 to 0.8 of
+    itself under the mask. Everything random follows the seed of the call, whatever the images' device.
+
+    Args:
+        anomaly_source_path: Folder of textures, searched with its subfolders; ``None`` fills masks with the image's
+            own shuffled patches.
+        shuffled_patches: With a texture folder, fill every other mask, on average, with shuffled patches all the same.
+        foreground: ``auto`` limits anomalies to what differs from the colour of the image's border.
+        foreground_masks: Folder of masks, not 0 where anomalies may be, each named as its image but for the extension.
+
+    Raises:
+        ValueError: If a folder is missing or empty, or an argument is unknown or contradicts another.
+    """
+
+    def __init__(
+        self,
+        anomaly_source_path: str | Path | None = None,
+        shuffled_patches: bool = False,
+        foreground: str = "none",
+        foreground_masks: str | Path | None = None,
+    ) -> None:
+        if foreground not in FOREGROUNDS:
+            msg = f"foreground={foreground!r} is unknown; use one of {', '.join(FOREGROUNDS)}."
+            raise ValueError(msg)
+        if foreground == "auto" and foreground_masks is not None:
+            msg = f"foreground='auto' and foreground_masks={str(foreground_masks)!r} exclude each other; leave one out."
+            raise ValueError(msg)
+        self.foreground = foreground
+        self.texture_share = 0.0 if anomaly_source_path is None else 0.5 if shuffled_patches else 1.0
+        # The generator draws one of its own constants when it is made.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.generator = PerlinAnomalyGenerator(anomaly_source_path, 1.0, _BLEND_FACTOR)
+        if anomaly_source_path is not None:
+            _check_folder("anomaly_source_path", anomaly_source_path, self.generator.anomaly_source_paths, "textures")
+            self.generator.anomaly_source_paths.sort()  # the order of a folder's files is the file system's
+        self.masks: dict[str, Path] | None = None
+        if foreground_masks is not None:
+            files = [path for path in Path(foreground_masks).glob("*") if path.suffix.lower() in IMG_EXTENSIONS]
+            _check_folder("foreground_masks", foreground_masks, files, "masks")
+            self.masks = {path.stem: path for path in files}
+
+    def check_masks(self, image_paths: Iterable[str]) -> None:
+        """Refuse images without a foreground mask.
+
+        Args:
+            image_paths: Files of the training images.
+
+        Raises:
+            ValueError: If foreground masks are used and one is missing.
+        """
+        if self.masks is None:
+            return
+        missing = [path for path in image_paths if Path(path).stem not in self.masks]
+        if missing:
+            msg = (
+                f"foreground_masks has no mask for {len(missing)} of the training images, such as {missing[0]}; add "
+                f"{Path(missing[0]).stem}.png, or use foreground='auto'."
+            )
+            raise ValueError(msg)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, image_paths: Sequence[str] | None, seed: int) -> tuple[Tensor, Tensor]:
+        """Paint anomalies onto half of the images, for an odd number of them rounded up or down by chance.
+
+        Args:
+            images: Normal images in [0, 1], shape ``(B, 3, H, W)``.
+            image_paths: Their files, of which only foreground masks need the names.
+            seed: Seed of this batch.
+
+        Returns:
+            The images with anomalies, shape ``(B, 3, H, W)``, and their masks, 0 or 1, shape ``(B, 1, H, W)``.
+        """
+        painted, masks = images.clone(), torch.zeros_like(images[:, :1])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            count = (len(images) + int(torch.randint(2, (1,)))) // 2
+            for index in torch.randperm(len(images))[:count].tolist():
+                image = images[index].cpu().float()
+                allowed = self._foreground(image, None if image_paths is None else image_paths[index])
+                painted[index], masks[index] = self._paint(image, allowed)
+        return painted, masks
+
+    def _paint(self, image: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Paint one image; it stays as it is where no mask meets the foreground."""
+        for _ in range(_ATTEMPTS):
+            if torch.rand(1) < self.texture_share:
+                painted, mask = self.generator(image)
+            else:
+                painted, mask = self._fill_with_patches(image)
+            mask = mask * allowed
+            if mask.any():
+                return torch.where(mask > 0, painted, image), mask
+        return image, torch.zeros_like(allowed)
+
+    def _fill_with_patches(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        _, mask = self.generator.generate_perturbation(image.shape[-2], image.shape[-1], image.device)
+        texture = shuffle_patches(self.generator.augmenters(image), _PATCHES_PER_SIDE)
+        low, high = _BLEND_FACTOR
+        return torch.lerp(image, texture, low + (high - low) * torch.rand(1)), mask.permute(2, 0, 1)
+
+    def _foreground(self, image: Tensor, path: str | None) -> Tensor:
+        """Return 1 where an anomaly may be, shape ``(1, H, W)``."""
+        if self.masks is not None:
+            if path is None:
+                msg = "foreground_masks needs the images' file names; train on a data set of files, or leave it out."
+                raise ValueError(msg)
+            self.check_masks([path])
+            mask = read_image(str(self.masks[Path(path).stem]), ImageReadMode.GRAY)
+            return (resize(mask, list(image.shape[-2:]), antialias=True) > 127).to(image.dtype)
+        if self.foreground == "auto":
+            return automatic_foreground(image)
+        return torch.ones_like(image[:1])
+
+
+def shuffle_patches(image: Tensor, per_side: int) -> Tensor:
+    """Cut an image into a grid of patches and put them together in random order.
+
+    Args:
+        image: Shape ``(C, H, W)``; where the grid does not divide a side, the last rows or columns stay in place.
+        per_side: Patches per side of the grid.
+
+    Returns:
+        Shape ``(C, H, W)``.
+    """
+    channels, height, width = (
+        size // divisor for size, divisor in zip(image.shape, (1, per_side, per_side), strict=True)
+    )
+    inner = image[:, : per_side * height, : per_side * width]
+    patches = inner.reshape(channels, per_side, height, per_side, width).transpose(2, 3).flatten(1, 2)
+    shuffled = patches[:, torch.randperm(per_side**2)].unflatten(1, (per_side, per_side)).transpose(2, 3)
+    result = image.clone()
+    result[:, : per_side * height, : per_side * width] = shuffled.reshape_as(inner)
+    return result
+
+
+def automatic_foreground(image: Tensor) -> Tensor:
+    """Find the object on a plain background: what is far from the median colour of the border, by Otsu's threshold.
+
+    Args:
+        image: In [0, 1], shape ``(3, H, W)``.
+
+    Returns:
+        1 on the object, 0 on the background, shape ``(1, H, W)``; all 1 where there is no object to be found.
+    """
+    border = torch.cat((image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]), dim=1)
+    distance = (image - border.median(dim=1).values[:, None, None]).norm(dim=0)
+    levels = (255 * distance / distance.max().clamp_min(1e-6)).byte().numpy()
+    _, binary = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    foreground = torch.from_numpy(cv2.medianBlur(binary, 5)).to(image.dtype)[None]
+    return foreground if foreground.mean() > _SMALLEST_FOREGROUND else torch.ones_like(foreground)
+
+
+def _check_folder(name: str, folder: str | Path, files: Sequence[Path], what: str) -> None:
+    if not Path(folder).is_dir():
+        msg = f"{name}={str(folder)!r} is not a folder; give the path of a folder of {what}."
+        raise ValueError(msg)
+    if not files:
+        msg = f"{name}={str(folder)!r} holds no image; put {what} in it ({', '.join(IMG_EXTENSIONS)})."
+        raise ValueError(msg)
