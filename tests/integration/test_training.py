@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from anomalib_osdirf import OSDIRF
-from anomalib_osdirf.models.feature_diffusion import ResumeCheckpoint
+from anomalib_osdirf.models.diffusion_training import ResumeCheckpoint
 
 MakeFolder = Callable[..., Folder]
 MakeModel = Callable[..., OSDIRF]

@@ -4,17 +4,17 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
-from typing import Any
+from math import prod
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
+
+from anomalib_osdirf.data.resumable import ResumableLoader, reason_not_to_reorder
 
 _DETERMINISTIC_TRANSFORMS = (
     v2.Resize,
@@ -94,36 +94,15 @@ class FeatureCache:
         return f"{self.num_bytes / 2**20:.1f} MiB in {place}"
 
 
-class CachedFeatureLoader:
-    """Shuffled batches of cached features, as a dataloader.
+class CachedFeatureLoader(ResumableLoader):
+    """Shuffled batches of cached features, as a dataloader; the cache itself may be filled later."""
 
-    The order depends on the seed and the position in the training alone, so that an interrupted training goes on with
-    the very batch that came next.
-
-    Args:
-        num_images: Number of images; the cache itself may be filled later.
-        batch_size: Images in a batch; the last one of an epoch may be smaller.
-        seed: Seed of the order.
-        position: Returns the number of batches that were trained on so far.
-    """
-
-    def __init__(self, num_images: int, batch_size: int, seed: int, position: Callable[[], int]) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.position = position
-        self.cache: FeatureCache | None = None
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        return ceil(self.num_images / self.batch_size)
+    cache: FeatureCache | None = None
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         """Yield what is left of the current epoch."""
-        epoch, first = divmod(self.position(), len(self))
-        order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(self.seed + epoch))
         assert self.cache is not None
-        for indices in order.split(self.batch_size)[first:]:
+        for indices in self.remaining():
             yield FeatureBatch(self.cache.features[indices])
 
     def in_order(self, batch_size: int) -> Iterator[FeatureBatch]:
@@ -131,34 +110,6 @@ class CachedFeatureLoader:
         assert self.cache is not None
         for features in self.cache.features.split(batch_size):
             yield FeatureBatch(features)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the position is the trainer's. Its presence tells Lightning that the loader can resume."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing back, see :meth:`state_dict`."""
-
-
-class CachedDataModule:
-    """The user's datamodule with another training dataloader; the datamodule itself stays untouched.
-
-    Args:
-        datamodule: The user's datamodule.
-        loader: Takes the place of its training dataloader.
-    """
-
-    def __init__(self, datamodule: LightningDataModule, loader: CachedFeatureLoader) -> None:
-        self.datamodule = datamodule
-        self.loader = loader
-
-    def train_dataloader(self) -> CachedFeatureLoader:
-        """Return the cached features."""
-        return self.loader
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the datamodule has
-        """Fall back on the user's datamodule."""
-        return getattr(self.datamodule, name)
 
 
 def reason_not_to_cache(dataloader: object) -> str | None:
@@ -170,11 +121,10 @@ def reason_not_to_cache(dataloader: object) -> str | None:
     Returns:
         The reason, or ``None`` if they can.
     """
-    if not isinstance(dataloader, DataLoader) or not hasattr(dataloader.dataset, "__len__"):
-        return "the datamodule's dataloader is not over a data set of known length"
-    if type(dataloader.sampler) not in {RandomSampler, SequentialSampler} or dataloader.batch_size is None:
-        return "the datamodule has a sampler of its own"
-    augmentations = getattr(dataloader.dataset, "augmentations", None)
+    reason = reason_not_to_reorder(dataloader)
+    if reason:
+        return reason
+    augmentations = getattr(getattr(dataloader, "dataset", None), "augmentations", None)
     random = _random_transforms(augmentations)
     if random:
         return f"the datamodule augments ({', '.join(random)})"

@@ -46,12 +46,7 @@ class SyntheticAnomalies:
         foreground: str = "none",
         foreground_masks: str | Path | None = None,
     ) -> None:
-        if foreground not in FOREGROUNDS:
-            msg = f"foreground={foreground!r} is unknown; use one of {', '.join(FOREGROUNDS)}."
-            raise ValueError(msg)
-        if foreground == "auto" and foreground_masks is not None:
-            msg = f"foreground='auto' and foreground_masks={str(foreground_masks)!r} exclude each other; leave one out."
-            raise ValueError(msg)
+        check_foreground(foreground, foreground_masks)
         self.foreground = foreground
         self.texture_share = 0.0 if anomaly_source_path is None else 0.5 if shuffled_patches else 1.0
         # The generator draws one of its own constants when it is made.
@@ -176,6 +171,24 @@ def automatic_foreground(image: Tensor) -> Tensor:
     _, binary = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     foreground = torch.from_numpy(cv2.medianBlur(binary, 5)).to(image.dtype)[None]
     return foreground if foreground.mean() > _SMALLEST_FOREGROUND else torch.ones_like(foreground)
+
+
+def check_foreground(foreground: str, foreground_masks: str | Path | None) -> None:
+    """Refuse an unknown or contradictory choice of foreground.
+
+    Args:
+        foreground: One of :data:`FOREGROUNDS`.
+        foreground_masks: Folder of masks, or ``None``.
+
+    Raises:
+        ValueError: If so.
+    """
+    if foreground not in FOREGROUNDS:
+        msg = f"foreground={foreground!r} is unknown; use one of {', '.join(FOREGROUNDS)}."
+        raise ValueError(msg)
+    if foreground == "auto" and foreground_masks is not None:
+        msg = f"foreground='auto' and foreground_masks={str(foreground_masks)!r} exclude each other; leave one out."
+        raise ValueError(msg)
 
 
 def _check_folder(name: str, folder: str | Path, files: Sequence[Path], what: str) -> None:

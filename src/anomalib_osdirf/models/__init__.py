@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models, as anomalib sees them."""
 
+from anomalib_osdirf.models.diffusionad import DiffusionAD, DiffusionADModel
 from anomalib_osdirf.models.osdirf import OSDIRF, OSDIRFModel
 
-__all__ = ["OSDIRF", "OSDIRFModel"]
+__all__ = ["OSDIRF", "DiffusionAD", "DiffusionADModel", "OSDIRFModel"]

@@ -22,6 +22,7 @@ from anomalib_osdirf.diffusion import (
     inverse_residual_field,
 )
 from anomalib_osdirf.features import PCAWhitening, build_backbone
+from anomalib_osdirf.models.messages import NEVER_FITTED
 
 
 class OSDIRFModel(nn.Module):
@@ -155,11 +156,7 @@ class OSDIRFModel(nn.Module):
             RuntimeError: If so.
         """
         if self.density.num_images == 0:
-            msg = (
-                "This model was never fitted, so it can't score images; train it first, or pass ckpt_path of a "
-                "finished training."
-            )
-            raise RuntimeError(msg)
+            raise RuntimeError(NEVER_FITTED)
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score images, see :meth:`DeployedOSDIRF.forward`.

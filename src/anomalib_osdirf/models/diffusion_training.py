@@ -1,0 +1,338 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the training of every diffusion model of this package has in common: duration, end, checkpoints, resuming."""
+
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from anomalib_osdirf.data.resumable import ResumableDataModule, ResumableLoader
+from anomalib_osdirf.data.sixteen_bit import read_16_bit_grey
+
+logger = logging.getLogger(__name__)
+
+# Lightning's own default, which `--trainer` passes on when the user says nothing.
+_LIGHTNING_MAX_EPOCHS = 1000
+_NEVER = 2**31 - 1
+
+
+class ResumeCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint to resume from while training runs, and removes it once the final one is written."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Save every n steps, except at the very end, from where Lightning would not finish the training."""
+        loop = trainer.fit_loop
+        last_epoch = loop.max_epochs not in {None, -1} and trainer.current_epoch + 1 >= loop.max_epochs
+        if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
+            return
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: with a state in the checkpoint, Lightning asks for this callback wherever it is loaded."""
+        return {}
+
+    def remove(self, trainer: Trainer) -> None:
+        """Delete the checkpoint."""
+        if self.best_model_path:
+            trainer.strategy.remove_checkpoint(self.best_model_path)
+            self.best_model_path = ""
+
+
+class DiffusionTraining(LightningModule, ABC):
+    """Duration, seed, final validation, checkpoints and resuming.
+
+    A model is a direct subclass of a subclass of this and of ``AnomalibModule``. Its constructor's arguments are all
+    plain values, kept in ``self.hparams``.
+    """
+
+    model: Any
+    pre_processor: Any
+    trainer: Any
+    make_pre_processor_exact: Callable[[], None]
+
+    # Arguments that may differ between a checkpoint and the model that loads it: they steer training, not the network.
+    training_arguments: ClassVar[frozenset[str]] = frozenset(
+        {
+            "learning_rate",
+            "gradient_clip_norm",
+            "seed",
+            "max_steps",
+            "max_epochs",
+            "check_val_every_n_epoch",
+            "checkpoint_every_n_steps",
+        }
+    )
+    positive_arguments: ClassVar[tuple[str, ...]] = (
+        "learning_rate",
+        "max_steps",
+        "max_epochs",
+        "check_val_every_n_epoch",
+    )
+    non_negative_arguments: ClassVar[tuple[str, ...]] = ("gradient_clip_norm", "checkpoint_every_n_steps")
+
+    _restored = False
+    _fitted_here = False
+    _seed = 0
+    _fitted_step = -1
+    _loader: ResumableLoader | None = None
+
+    def check_training_arguments(self) -> None:
+        """Refuse impossible training arguments.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        for name in self.positive_arguments:
+            value = self.hparams[name]
+            if value is not None and not value > 0:
+                msg = f"{name}={value!r} is not positive; use a number above 0."
+                raise ValueError(msg)
+        for name in self.non_negative_arguments:
+            if not self.hparams[name] >= 0:
+                msg = f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number."
+                raise ValueError(msg)
+
+    @abstractmethod
+    def build_model(self, arguments: dict[str, Any]) -> torch.nn.Module:
+        """Build the torch module from the constructor's arguments."""
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Trainer arguments of this model; the length of the training is set by :meth:`_set_duration`."""
+        every = self.hparams["check_val_every_n_epoch"]
+        return {"num_sanity_val_steps": 0, "check_val_every_n_epoch": every or _NEVER}
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Add the checkpoint to resume from to anomalib's components."""
+        callbacks: list[Callback] = list(super().configure_callbacks())  # type: ignore[arg-type]
+        final = self.trainer.checkpoint_callback
+        every = self.hparams["checkpoint_every_n_steps"]
+        if self.trainer.state.fn == TrainerFn.FITTING and every and isinstance(final, ModelCheckpoint):
+            resume = ResumeCheckpoint(
+                dirpath=final.dirpath, filename="resume", every_n_train_steps=every, enable_version_counter=False
+            )
+            callbacks.append(resume)
+        return callbacks
+
+    # ------------------------------------------------------------------ data
+
+    def setup(self, stage: str) -> None:
+        """Refuse several processes, and fix the seed of a training.
+
+        Raises:
+            ValueError: If the trainer has several processes.
+        """
+        super().setup(stage)
+        read_16_bit_grey()
+        if stage != "fit":
+            return
+        if self.trainer.world_size > 1:
+            # Every process would fit its own statistics on its own share of the images.
+            msg = (
+                f"{type(self).__name__} trains in one process so far, the trainer has {self.trainer.world_size}; "
+                "use --trainer.devices 1."
+            )
+            raise ValueError(msg)
+        self._loader = None
+        seed = self.hparams["seed"]
+        self._seed = (torch.initial_seed() if seed is None else seed) % 2**31
+
+    def replace_dataloader(self, loader: ResumableLoader) -> None:
+        """Train on the batches of a loader in the place of the datamodule's."""
+        self._loader = loader
+        self.trainer.datamodule = ResumableDataModule(self.trainer.datamodule, loader)
+
+    def trained_batches(self) -> int:
+        """Return the number of batches that were trained on so far."""
+        return int(self.trainer.fit_loop.total_batch_idx) + 1
+
+    def teardown(self, stage: str) -> None:
+        """Give the trainer the user's datamodule back."""
+        super().teardown(stage)
+        if stage == "fit":
+            self._loader = None
+            if isinstance(self.trainer.datamodule, ResumableDataModule):
+                self.trainer.datamodule = self.trainer.datamodule.datamodule
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self) -> None:
+        """Settle how long to train."""
+        super().on_fit_start()
+        self._set_duration()
+        self._fitted_here = False
+        self._fitted_step = -1
+
+    def step_seed(self) -> int:
+        """Return a seed for what is random in this training step, the same in a resumed training."""
+        return self._seed * 2**32 + int(self.trainer.fit_loop.total_batch_idx)
+
+    def check_loss(self, loss: Tensor) -> None:
+        """Stop a training that diverges.
+
+        Raises:
+            RuntimeError: If the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise RuntimeError(self._divergence_message(float(loss)))
+
+    def _set_duration(self) -> None:
+        """Train for the model's max_steps or max_epochs unless the user's trainer arguments say otherwise."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        if trainer.max_steps != -1 or trainer.max_epochs != _LIGHTNING_MAX_EPOCHS:
+            return
+        if self.hparams["max_epochs"] is not None:
+            loop.max_epochs = self.hparams["max_epochs"]
+        else:
+            loop.max_epochs = -1
+            loop.epoch_loop.max_steps = self.hparams["max_steps"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the trainer's value if the user gave one, else by ``gradient_clip_norm``."""
+        if gradient_clip_val is None:
+            gradient_clip_val, gradient_clip_algorithm = self.hparams["gradient_clip_norm"], "norm"
+        if gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _divergence_message(self, loss: float) -> str:
+        callbacks = [callback for callback in self.trainer.callbacks if isinstance(callback, ResumeCheckpoint)]
+        saved = next((callback.best_model_path for callback in callbacks if callback.best_model_path), None)
+        kept = f"the last good checkpoint is kept in {saved}" if saved else "no checkpoint had been saved yet"
+        return (
+            f"Training stopped at step {self.trainer.global_step} because the loss became {loss}; {kept}; "
+            f"lower learning_rate (now {self.hparams['learning_rate']:g})."
+        )
+
+    # ------------------------------------------------------------------ validation, checkpoint
+
+    def fit_scoring(self) -> None:
+        """Fit what scores need besides trained weights, on training images."""
+
+    def _fit_scoring(self) -> None:
+        if self._fitted_step != self.trainer.global_step:
+            self.fit_scoring()
+            self._fitted_step = self.trainer.global_step
+            self._fitted_here = True
+
+    def on_validation_start(self) -> None:
+        """Fit before any validation of a training: thresholds come from its scores."""
+        super().on_validation_start()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._fit_scoring()
+
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Score a validation batch."""
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def check_fitted(self) -> None:
+        """Raise an error if the model can't score yet."""
+        self.model.check_fitted()
+
+    def on_train_end(self) -> None:
+        """Fit, validate once and save, wherever in an epoch the training ended."""
+        super().on_train_end()
+        trainer = self.trainer
+        validated = self._fitted_step == trainer.global_step
+        self._fit_scoring()
+        if not validated:
+            self._validate()
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ResumeCheckpoint):
+                callback.remove(trainer)
+            elif isinstance(callback, ModelCheckpoint):
+                self._save_final(callback)
+
+    def _validate(self) -> None:
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        self.trainer.validating = True
+        loop.run()
+        self.trainer.training = True
+
+    def _save_final(self, callback: ModelCheckpoint) -> None:
+        """Save the finished model where a checkpoint callback keeps its latest.
+
+        It saves by itself after a validation only, which there is not without validation data.
+        """
+        if callback.monitor is None and not self.trainer.fast_dev_run:
+            callback.best_model_path = callback.best_model_path or callback.format_checkpoint_name({})
+            self.trainer.save_checkpoint(callback.best_model_path)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of batches and noise, so that a resumed training goes on as it would have."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["osdirf_seed"] = self._seed
+        checkpoint["osdirf_fitted"] = self._fitted_step == self.trainer.global_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the checkpoint's arguments where this model's were left at their defaults.
+
+        Raises:
+            ValueError: If an argument was set to something else than the checkpoint's.
+        """
+        trainer = self._trainer
+        fn = trainer.state.fn if trainer is not None else None
+        if fn == TrainerFn.TESTING and self._fitted_here and not self.is_fitted(checkpoint):
+            # `anomalib train --ckpt_path` resumes from a checkpoint and then tests that same, unfinished one.
+            logger.info("Testing the model that was just trained, not the checkpoint that its training resumed from.")
+            checkpoint["state_dict"] = self.state_dict()
+            return
+        self._adopt_arguments(checkpoint.get("hyper_parameters", {}))
+        super().on_load_checkpoint(checkpoint)
+        self.make_pre_processor_exact()
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is not None and fn is not None:
+            # Its data sets resize as the pre-processor did before the checkpoint's came in: have them look again.
+            datamodule.setup(fn)
+        self._restored = True
+        self._seed = checkpoint.get("osdirf_seed", self._seed)
+        if self._loader is not None:
+            self._loader.seed = self._seed
+
+    @staticmethod
+    def is_fitted(checkpoint: dict[str, Any]) -> bool:
+        """Tell whether a checkpoint was saved at the end of a training, or at a validation during it."""
+        return bool(checkpoint.get("osdirf_fitted", False))
+
+    def _adopt_arguments(self, saved: dict[str, Any]) -> None:
+        parameters = inspect.signature(type(self).__init__).parameters
+        adopted = {}
+        for name, value in saved.items():
+            own = self.hparams.get(name)
+            if name not in parameters or name not in self.hparams or _plain(own) == _plain(value):
+                continue
+            if _plain(own) == _plain(parameters[name].default):
+                adopted[name] = value
+            elif name not in self.training_arguments:
+                msg = (
+                    f"{name}={own!r} disagrees with the checkpoint, which has {name}={value!r}; leave {name} out to "
+                    f"use the checkpoint's, or train anew with {name}={own!r}."
+                )
+                raise ValueError(msg)
+        if adopted:
+            listed = ", ".join(f"{name}={value!r}" for name, value in adopted.items())
+            logger.info("Taken from the checkpoint: %s.", listed)
+            self.hparams.update(adopted)
+        if set(adopted) - self.training_arguments:
+            self.model = self.build_model(dict(self.hparams))
+
+
+def _plain(value: object) -> object:
+    """Return a tuple as the list that a configuration file has in its place."""
+    return list(value) if isinstance(value, tuple) else value

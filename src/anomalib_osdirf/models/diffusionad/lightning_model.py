@@ -1,0 +1,266 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""DiffusionAD as an anomalib model."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data.transforms.utils import extract_transforms_by_type
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_osdirf.data.resumable import ResumableImageLoader, reason_not_to_reorder
+from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, check_foreground
+from anomalib_osdirf.models.diffusion_training import DiffusionTraining
+from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel
+from anomalib_osdirf.models.exact_export import ExactExport
+from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.registration import register
+
+logger = logging.getLogger(__name__)
+
+_ANOMALY_ARGUMENTS = ("anomaly_source_path", "shuffled_patches", "foreground", "foreground_masks")
+
+
+class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
+    """Norm-guided one-step denoising with a segmentation network (DiffusionAD, arXiv 2303.08730).
+
+    A diffusion model of normal images reconstructs an image without its anomalies, and a second network, trained
+    together with it on painted anomalies, compares the two.
+
+    Args:
+        base_channels: Channels of the reconstruction network's first level, a multiple of 8. Defaults to ``128``.
+        channel_multipliers: Channels of each of its levels, as multiples of the first. Defaults to
+            ``(1, 1, 2, 2, 4, 4)``.
+        residual_blocks: Residual blocks of each of its levels. Defaults to ``2``.
+        attention_levels: How many of its coarsest levels have self-attention. Defaults to ``3``.
+        segmentation_channels: Channels of the segmentation network's first level. Defaults to ``64``.
+        timestep_n: Timestep of the small noise scale at inference. Defaults to ``200``.
+        timestep_b: Timestep of the big noise scale at inference. Defaults to ``400``.
+        timestep_boundary: Training draws timesteps of the small scale below it, of the big one from it on. Defaults to
+            ``300``.
+        guidance_strength: Weight of the norm guidance, 0 for none. Defaults to ``1.0``.
+        noise_seed: Seed of the two noise fields that every image is noised with at inference. Defaults to ``0``.
+        anomaly_source_path: Folder of textures to paint anomalies with, searched with its subfolders; ``None`` paints
+            with the image's own shuffled patches. Defaults to ``None``.
+        shuffled_patches: With a texture folder, paint every other anomaly with shuffled patches all the same. Defaults
+            to ``False``.
+        foreground: Where anomalies are painted: ``none``, anywhere, or ``auto``, on what differs from the colour of the
+            image's border. Defaults to ``none``.
+        foreground_masks: Folder of masks to paint within, each named as its image but for the extension. Defaults to
+            ``None``.
+        learning_rate: Learning rate of the reconstruction network, with Adam. Defaults to ``1e-4``.
+        segmentation_learning_rate: Learning rate of the segmentation network. Defaults to ``1e-5``.
+        gradient_clip_norm: Largest gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` goes before it.
+            Defaults to ``0.0``.
+        ema_decay: Decay of the networks' exponential moving average, which is what is evaluated then; ``None`` or 0
+            for no averaging. Defaults to ``None``.
+        seed: Seed of the initial weights, of the order of images, of the painted anomalies and of the training's noise;
+            ``None`` follows torch's global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.)
+            Defaults to ``None``.
+        max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
+            Defaults to ``10000``.
+        max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
+        check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
+            ``None``.
+        checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
+        pre_processor: Pre-processor without normalisation, or ``True`` for a resize to 256 x 256. Defaults to ``True``.
+        post_processor: Post-processor, or ``True`` for anomalib's. Defaults to ``True``.
+        evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
+            ``True``.
+        visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
+
+    Raises:
+        ValueError: If an argument is unknown or out of range.
+
+    Example:
+        >>> from anomalib.data import Folder
+        >>> from anomalib.engine import Engine
+        >>> model = DiffusionAD(base_channels=16, channel_multipliers=(1, 2, 2), attention_levels=1)
+        >>> Engine().train(model, datamodule=Folder("parts", root="parts", normal_dir="good"))  # doctest: +SKIP
+    """
+
+    training_arguments = DiffusionTraining.training_arguments | {"segmentation_learning_rate", *_ANOMALY_ARGUMENTS}
+    positive_arguments = (*DiffusionTraining.positive_arguments, "segmentation_learning_rate")
+
+    model: DiffusionADModel
+
+    def __init__(
+        self,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
+        residual_blocks: int = 2,
+        attention_levels: int = 3,
+        segmentation_channels: int = 64,
+        timestep_n: int = 200,
+        timestep_b: int = 400,
+        timestep_boundary: int = 300,
+        guidance_strength: float = 1.0,
+        noise_seed: int = 0,
+        anomaly_source_path: str | None = None,
+        shuffled_patches: bool = False,
+        foreground: str = "none",
+        foreground_masks: str | None = None,
+        learning_rate: float = 1e-4,
+        segmentation_learning_rate: float = 1e-5,
+        gradient_clip_norm: float = 0.0,
+        ema_decay: float | None = None,
+        seed: int | None = None,
+        max_steps: int = 10000,
+        max_epochs: int | None = None,
+        check_val_every_n_epoch: int | None = None,
+        checkpoint_every_n_steps: int = 200,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.check_training_arguments()
+        check_foreground(foreground, foreground_masks)
+        self._check_pre_processor()
+        self.make_pre_processor_exact()
+        self.model = self.build_model(dict(self.hparams))
+
+    def build_model(self, arguments: dict[str, Any]) -> DiffusionADModel:
+        """Build the torch module from the constructor's arguments."""
+        names = (
+            "base_channels",
+            "channel_multipliers",
+            "residual_blocks",
+            "attention_levels",
+            "segmentation_channels",
+            "timestep_n",
+            "timestep_b",
+            "timestep_boundary",
+            "guidance_strength",
+            "ema_decay",
+            "noise_seed",
+        )
+        with torch.random.fork_rng(devices=[], enabled=arguments["seed"] is not None):
+            if arguments["seed"] is not None:
+                torch.manual_seed(arguments["seed"])
+            return DiffusionADModel(**{name: arguments[name] for name in names})
+
+    def _check_pre_processor(self) -> None:
+        """Refuse normalised images: noise, painted anomalies and the estimates' range are made for [0, 1]."""
+        transform = getattr(self.pre_processor, "transform", None)
+        if transform is not None and extract_transforms_by_type(transform, Normalize):
+            msg = (
+                "pre_processor has a Normalize, but DiffusionAD works on images in [0, 1]; leave Normalize out, as "
+                "pre_processor=True does."
+            )
+            raise ValueError(msg)
+
+    # ------------------------------------------------------------------ data
+
+    def _make_anomalies(self) -> SyntheticAnomalies:
+        return SyntheticAnomalies(**{name: self.hparams[name] for name in _ANOMALY_ARGUMENTS})
+
+    def prepare_data(self) -> None:
+        """Look at the folders of textures and masks: a failure comes before anything is written."""
+        super().prepare_data()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._make_anomalies()
+
+    def setup(self, stage: str) -> None:
+        """Put the training images in an order that an interrupted training picks up again, where the data allow it."""
+        super().setup(stage)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if stage != "fit" or datamodule is None:
+            return
+        dataloader = datamodule.train_dataloader()
+        reason = reason_not_to_reorder(dataloader)
+        if reason:
+            logger.info("A resumed training will see the images in another order: %s.", reason)
+        else:
+            self.replace_dataloader(ResumableImageLoader(dataloader, self._seed, self.trained_batches))
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self) -> None:
+        """Prepare the painting of anomalies, and look for missing foreground masks before the first step."""
+        super().on_fit_start()
+        self._anomalies = self._make_anomalies()
+        samples = getattr(getattr(self.trainer.datamodule, "train_data", None), "samples", None)
+        if samples is not None:
+            self._anomalies.check_masks(samples.image_path)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam, with a learning rate for each network."""
+        self._set_duration()
+        return torch.optim.Adam(
+            [
+                {
+                    "params": self.model.networks["reconstruction"].parameters(),
+                    "lr": self.hparams["learning_rate"],
+                },
+                {
+                    "params": self.model.networks["segmentation"].parameters(),
+                    "lr": self.hparams["segmentation_learning_rate"],
+                },
+            ]
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401
+        """Paint anomalies onto half of a batch, and compute the loss of both networks.
+
+        Args:
+            batch: An image batch.
+            batch_idx: Unused.
+
+        Returns:
+            Scalar loss.
+
+        Raises:
+            RuntimeError: If the loss is not finite.
+        """
+        del batch_idx
+        seed = self.step_seed()
+        images, masks = self._anomalies(batch.image, batch.image_path, seed)
+        losses = self.model.training_losses(images, masks, torch.Generator(self.device).manual_seed(seed))
+        loss = torch.stack(list(losses.values())).sum()
+        self.check_loss(loss)
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self.log_dict({f"train_{name}": value.detach() for name, value in losses.items()}, batch_size=len(images))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Step, then move the averaged networks, before any callback saves a checkpoint."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.after_step()
+
+    # ------------------------------------------------------------------ the rest of anomalib's contract
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: training images are normal."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Pre-processor that is used by default: resized images in [0, 1]."""
+        return PreProcessor(Compose([Resize(image_size or (256, 256), antialias=True)]))
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Metrics that are computed by default."""
+        return default_evaluator()
+
+
+register(DiffusionAD)

@@ -1,0 +1,322 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The networks of DiffusionAD: image -> two noise scales -> norm-guided reconstruction -> segmentation -> map."""
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Any, NamedTuple
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.image.draem.torch_model import DiscriminativeSubNetwork
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+from torchvision.ops import sigmoid_focal_loss
+
+from anomalib_osdirf.denoisers.ema import EMAUpdate
+from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, norm_guided_estimate
+from anomalib_osdirf.models.messages import NEVER_FITTED
+
+_NOISE_SIZE = 256
+_TOP_PIXELS = 50
+_LARGEST_HEAD = 64
+# The segmentation network halves an image five times, and its batch norms want more than one position.
+_SIZE_STEP = 32
+_SMALLEST_SIZE = 64
+
+
+class Reconstruction(NamedTuple):
+    """What the reconstruction network makes of a batch of images.
+
+    Attributes:
+        image: Norm-guided estimate of the normal images, shape ``(B, 3, H, W)``, in [-1, 1].
+        predicted_noise_n: Predicted noise at the small scale, shape ``(B, 3, H, W)``.
+        predicted_noise_b: Predicted noise at the big scale, shape ``(B, 3, H, W)``.
+    """
+
+    image: Tensor
+    predicted_noise_n: Tensor
+    predicted_noise_b: Tensor
+
+
+class NormGuidedReconstruction(nn.Module):
+    """A UNet that predicts the noise in images, and the norm-guided reconstruction from its predictions.
+
+    Args:
+        base_channels: Channels of the first level.
+        channel_multipliers: Channels of each level, as multiples of the first.
+        residual_blocks: Residual blocks of each level.
+        attention_levels: How many of the coarsest levels have self-attention.
+        guidance_strength: Weight w of the norm guidance.
+    """
+
+    def __init__(
+        self,
+        base_channels: int,
+        channel_multipliers: Sequence[int],
+        residual_blocks: int,
+        attention_levels: int,
+        guidance_strength: float,
+    ) -> None:
+        super().__init__()
+        # Imported here because diffusers takes seconds to import and `anomalib --help` must not pay for it.
+        from diffusers import UNet2DModel
+
+        plain_levels = len(channel_multipliers) - attention_levels
+        self.guidance_strength = guidance_strength
+        self.schedule = NoiseSchedule()
+        self.unet: Any = UNet2DModel(
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=residual_blocks,
+            block_out_channels=[base_channels * multiplier for multiplier in channel_multipliers],
+            down_block_types=["DownBlock2D"] * plain_levels + ["AttnDownBlock2D"] * attention_levels,
+            up_block_types=["AttnUpBlock2D"] * attention_levels + ["UpBlock2D"] * plain_levels,
+            add_attention=attention_levels > 0,
+            attention_head_dim=gcd(base_channels, _LARGEST_HEAD),
+            norm_num_groups=gcd(base_channels, 32),
+        )
+
+    def forward(self, images: Tensor, noise_n: Tensor, noise_b: Tensor, t_n: Tensor, t_b: Tensor) -> Reconstruction:
+        """Reconstruct images from two noise scales, one evaluation of the network each.
+
+        Args:
+            images: Images in [0, 1], shape ``(B, 3, H, W)``.
+            noise_n: Noise of the small scale, broadcastable to the images.
+            noise_b: Noise of the big scale, likewise.
+            t_n: Timesteps of the small scale, shape ``(B,)``.
+            t_b: Timesteps of the big scale, shape ``(B,)``.
+
+        Returns:
+            The reconstruction and the noise predictions behind it.
+        """
+        abar_n, abar_b = (self.schedule.alphas_cumprod[t][:, None, None, None] for t in (t_n, t_b))
+        z_n, z_b = (
+            abar.sqrt() * images + (1 - abar).sqrt() * noise for abar, noise in ((abar_n, noise_n), (abar_b, noise_b))
+        )
+        # Both evaluations as one batch: they do not depend on each other, and the exported graph has one network.
+        predicted = self.unet(torch.cat((z_n, z_b)), torch.cat((t_n, t_b))).sample.to(images.dtype)
+        predicted_n, predicted_b = predicted.chunk(2)
+        image = norm_guided_estimate(z_n, predicted_n, abar_n, z_b, predicted_b, abar_b, self.guidance_strength)
+        return Reconstruction(image, predicted_n, predicted_b)
+
+
+class DiffusionADModel(nn.Module):
+    """DiffusionAD as a torch module.
+
+    Args:
+        base_channels: Channels of the reconstruction network's first level, a multiple of 8.
+        channel_multipliers: Channels of each of its levels, as multiples of the first.
+        residual_blocks: Residual blocks of each of its levels.
+        attention_levels: How many of its coarsest levels have self-attention.
+        segmentation_channels: Channels of the segmentation network's first level.
+        timestep_n: Timestep of the small noise scale at inference.
+        timestep_b: Timestep of the big noise scale at inference.
+        timestep_boundary: Training draws the small scale below it and the big one from it on.
+        guidance_strength: Weight w of the norm guidance.
+        ema_decay: Decay of the networks' exponential moving average, which is what scores; ``None`` or 0 for none.
+        noise_seed: Seed of the two noise fields of inference.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    noise: Tensor
+    num_steps: Tensor
+
+    def __init__(
+        self,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
+        residual_blocks: int = 2,
+        attention_levels: int = 3,
+        segmentation_channels: int = 64,
+        timestep_n: int = 200,
+        timestep_b: int = 400,
+        timestep_boundary: int = 300,
+        guidance_strength: float = 1.0,
+        ema_decay: float | None = None,
+        noise_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_sizes(base_channels, channel_multipliers, residual_blocks, attention_levels, segmentation_channels)
+        _check_timesteps(timestep_n, timestep_b, timestep_boundary)
+        if not guidance_strength >= 0:
+            msg = f"guidance_strength={guidance_strength} is negative; use 0 (no guidance) or a positive number."
+            raise ValueError(msg)
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
+            raise ValueError(msg)
+        self.timesteps = (timestep_n, timestep_b)
+        self.timestep_boundary = timestep_boundary
+        self.size_step = max(_SIZE_STEP, 2 ** (len(channel_multipliers) - 1))
+        self.networks = nn.ModuleDict(
+            {
+                "reconstruction": NormGuidedReconstruction(
+                    base_channels, channel_multipliers, residual_blocks, attention_levels, guidance_strength
+                ),
+                "segmentation": DiscriminativeSubNetwork(6, 1, segmentation_channels),
+            }
+        )
+        self.ema = (
+            AveragedModel(self.networks, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
+            if ema_decay
+            else None
+        )
+        generator = torch.Generator().manual_seed(noise_seed)
+        self.register_buffer("noise", torch.randn(2, 3, _NOISE_SIZE, _NOISE_SIZE, generator=generator))
+        self.register_buffer("num_steps", torch.tensor(0))
+
+    def training_losses(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Compute the losses, whose sum is to be minimised.
+
+        Args:
+            images: Normal images with anomalies painted onto some of them, in [0, 1], shape ``(B, 3, H, W)``.
+            masks: 1 on the anomalies, else 0, shape ``(B, 1, H, W)``.
+            generator: Source of timesteps and noise, on the images' device.
+
+        Returns:
+            Scalars: ``noise``, mean squared error of the predicted noise at both scales over images without anomaly;
+            ``focal``, five times the focal loss (alpha 0.5, gamma 4) of the map; ``smooth_l1`` of the map.
+        """
+        self.check_size(images)
+        count = images.shape[0]
+        noise = torch.randn(2, *images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        t_n = torch.randint(self.timestep_boundary, (count,), generator=generator, device=images.device)
+        t_b = torch.randint(
+            self.timestep_boundary, NUM_TRAIN_TIMESTEPS, (count,), generator=generator, device=images.device
+        )
+        reconstruction: Reconstruction = self.networks["reconstruction"](images, noise[0], noise[1], t_n, t_b)
+        predicted = torch.stack((reconstruction.predicted_noise_n, reconstruction.predicted_noise_b))
+        errors = (predicted - noise).square().mean(dim=(0, 2, 3, 4))
+        normal = (masks.flatten(1).amax(dim=1) == 0).to(errors.dtype)
+        logits = self.networks["segmentation"](torch.cat((images, reconstruction.image), dim=1)).to(images.dtype)
+        return {
+            "noise": 2 * (errors * normal).sum() / normal.sum().clamp_min(1),
+            "focal": 5 * sigmoid_focal_loss(logits, masks, alpha=0.5, gamma=4, reduction="mean"),
+            "smooth_l1": functional.smooth_l1_loss(logits.sigmoid(), masks),
+        }
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Count an optimiser step, and move the averaged networks."""
+        self.num_steps += 1
+        if self.ema is not None:
+            self.ema.update_parameters(self.networks)
+
+    def deployed(self) -> "DeployedDiffusionAD":
+        """Return the networks that score: the averaged ones, where there are."""
+        return DeployedDiffusionAD(self)
+
+    def check_fitted(self) -> None:
+        """Raise an error if the model was never trained.
+
+        Raises:
+            RuntimeError: If so.
+        """
+        if self.num_steps == 0:
+            raise RuntimeError(NEVER_FITTED)
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise an error if the networks can't take images of this size.
+
+        Raises:
+            ValueError: If so.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < _SMALLEST_SIZE or height % self.size_step or width % self.size_step:
+            fitting = [max(_SMALLEST_SIZE, -(-side // self.size_step) * self.size_step) for side in (height, width)]
+            msg = (
+                f"Images of {height} x {width} pixels do not fit the networks; give a pre_processor that resizes to "
+                f"multiples of {self.size_step} from {_SMALLEST_SIZE} on, such as {fitting[0]} x {fitting[1]}."
+            )
+            raise ValueError(msg)
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images, see :meth:`DeployedDiffusionAD.forward`.
+
+        Raises:
+            RuntimeError: If the model was never trained.
+            ValueError: If the images' size does not fit the networks.
+        """
+        self.check_fitted()
+        self.check_size(images)
+        batch: InferenceBatch = self.deployed()(images)
+        return batch
+
+
+class DeployedDiffusionAD(nn.Module):
+    """The part of a trained :class:`DiffusionADModel` that scores images, and that is exported.
+
+    Args:
+        model: The trained model, whose networks and noise are shared.
+    """
+
+    noise: Tensor
+
+    def __init__(self, model: DiffusionADModel) -> None:
+        super().__init__()
+        networks: Any = model.networks if model.ema is None else model.ema.module
+        self.reconstruction = networks["reconstruction"]
+        self.segmentation = networks["segmentation"]
+        self.timesteps = model.timesteps
+        self.register_buffer("noise", model.noise)
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images.
+
+        Args:
+            images: Images in [0, 1], shape ``(B, 3, H, W)``.
+
+        Returns:
+            ``pred_score`` of shape ``(B,)``, the mean of the map's 50 largest pixels, and ``anomaly_map`` of shape
+            ``(B, 1, H, W)``, both in [0, 1].
+        """
+        count, _, height, width = images.shape
+        # Larger images than the fields repeat them.
+        repeats = (-(-height // _NOISE_SIZE), -(-width // _NOISE_SIZE))
+        noise = self.noise.repeat(1, 1, *repeats)[..., :height, :width]
+        t_n, t_b = (torch.full((count,), timestep, device=images.device) for timestep in self.timesteps)
+        reconstruction = self.reconstruction(images, noise[:1], noise[1:], t_n, t_b).image
+        anomaly_map = self.segmentation(torch.cat((images, reconstruction), dim=1)).sigmoid()
+        top = anomaly_map.flatten(1).topk(min(_TOP_PIXELS, height * width)).values
+        return InferenceBatch(pred_score=top.mean(dim=1), anomaly_map=anomaly_map)
+
+
+def _check_sizes(
+    base_channels: int,
+    channel_multipliers: Sequence[int],
+    residual_blocks: int,
+    attention_levels: int,
+    segmentation_channels: int,
+) -> None:
+    if base_channels < 8 or base_channels % 8:
+        msg = f"base_channels={base_channels} is not a positive multiple of 8; use 8, 16, 32, ..."
+        raise ValueError(msg)
+    if not channel_multipliers or min(channel_multipliers) < 1:
+        msg = f"channel_multipliers={list(channel_multipliers)} must be positive whole numbers, one for each level."
+        raise ValueError(msg)
+    for name, value in (("residual_blocks", residual_blocks), ("segmentation_channels", segmentation_channels)):
+        if value < 1:
+            msg = f"{name}={value} is not positive; use 1 or more."
+            raise ValueError(msg)
+    if not 0 <= attention_levels <= len(channel_multipliers):
+        msg = f"attention_levels={attention_levels} is out of range; use 0 to {len(channel_multipliers)}, the levels."
+        raise ValueError(msg)
+
+
+def _check_timesteps(timestep_n: int, timestep_b: int, boundary: int) -> None:
+    if not 0 < boundary < NUM_TRAIN_TIMESTEPS:
+        msg = f"timestep_boundary={boundary} is outside the noise schedule; use 1 to {NUM_TRAIN_TIMESTEPS - 1}."
+        raise ValueError(msg)
+    if not 0 <= timestep_n < boundary:
+        msg = f"timestep_n={timestep_n} is not below timestep_boundary={boundary}; use 0 to {boundary - 1}."
+        raise ValueError(msg)
+    if not boundary <= timestep_b < NUM_TRAIN_TIMESTEPS:
+        msg = (
+            f"timestep_b={timestep_b} is not from timestep_boundary={boundary} on; use {boundary} to "
+            f"{NUM_TRAIN_TIMESTEPS - 1}."
+        )
+        raise ValueError(msg)
