@@ -183,7 +183,7 @@ class DiffusionTraining(LightningModule, ABC):
             RuntimeError: If the loss is not finite.
         """
         if not torch.isfinite(loss):
-            raise RuntimeError(self._divergence_message(float(loss)))
+            raise RuntimeError(self._divergence_message(loss.item()))
 
     def _set_duration(self) -> None:
         """Train for the model's max_steps or max_epochs unless the user's trainer arguments say otherwise."""

@@ -75,7 +75,7 @@ class NormGuidedReconstruction(nn.Module):
             up_block_types=["AttnUpBlock2D"] * attention_levels + ["UpBlock2D"] * plain_levels,
             add_attention=attention_levels > 0,
             attention_head_dim=gcd(base_channels, _LARGEST_HEAD),
-            norm_num_groups=gcd(base_channels, 32),
+            norm_num_groups=gcd(base_channels // 4, 32),
         )
 
     def forward(self, images: Tensor, noise_n: Tensor, noise_b: Tensor, t_n: Tensor, t_b: Tensor) -> Reconstruction:
@@ -97,7 +97,8 @@ class NormGuidedReconstruction(nn.Module):
         )
         # Both evaluations as one batch: they do not depend on each other, and the exported graph has one network.
         predicted = self.unet(torch.cat((z_n, z_b)), torch.cat((t_n, t_b))).sample.to(images.dtype)
-        predicted_n, predicted_b = predicted.chunk(2)
+        # Not chunk, nor len: either would fix the batch size of an exported graph.
+        predicted_n, predicted_b = predicted[: images.shape[0]], predicted[images.shape[0] :]
         image = norm_guided_estimate(z_n, predicted_n, abar_n, z_b, predicted_b, abar_b, self.guidance_strength)
         return Reconstruction(image, predicted_n, predicted_b)
 

@@ -1,0 +1,421 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""DiffusionAD through anomalib's engine and command line: training, checkpoints, exports, bad input."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder
+from anomalib.deploy import TorchInferencer
+from anomalib.engine import Engine
+from lightning.pytorch import Callback
+
+from anomalib_osdirf import OSDIRF, DiffusionAD
+from anomalib_osdirf.__main__ import main
+from anomalib_osdirf.models.diffusion_training import ResumeCheckpoint
+from textures import textured_image
+
+MakeFolder = Callable[..., Folder]
+MakeEngine = Callable[..., Engine]
+
+SMALL: dict[str, Any] = {
+    "base_channels": 8,
+    "channel_multipliers": (1, 1, 2),
+    "residual_blocks": 1,
+    "attention_levels": 1,
+    "segmentation_channels": 4,
+    "learning_rate": 1e-3,
+    "segmentation_learning_rate": 1e-3,
+    "checkpoint_every_n_steps": 2,
+    "max_steps": 6,
+}
+QUIET = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
+
+
+def _small(**arguments: Any) -> DiffusionAD:
+    return DiffusionAD(**{**SMALL, "pre_processor": DiffusionAD.configure_pre_processor((64, 64)), **arguments})
+
+
+class Finished:
+    """A finished training: its model, checkpoint and metrics."""
+
+    def __init__(self, model: DiffusionAD, checkpoint: Path, metrics: dict[str, float]) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.metrics = metrics
+
+
+@pytest.fixture(scope="module")
+def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    datamodule = Folder(
+        "parts",
+        root=parts,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir="test/dent",
+        mask_dir="masks",
+        val_split_mode="same_as_test",
+        train_batch_size=5,
+        num_workers=0,
+        seed=0,
+    )
+    root = tmp_path_factory.mktemp("diffusionad")
+    engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
+    # Trained enough for scores to differ: normalising a narrow span would enlarge rounding errors.
+    model = _small(seed=0, ema_decay=0.5, max_steps=24, segmentation_learning_rate=2e-2, segmentation_channels=8)
+    metrics = engine.train(model, datamodule=datamodule)[0]
+    return Finished(model, Path(str(engine.best_model_path)), dict(metrics))
+
+
+def _scores(model: DiffusionAD, datamodule: Folder, engine: Engine, checkpoint: Path | None = None) -> dict[str, float]:
+    batches = engine.predict(model, datamodule=datamodule, ckpt_path=checkpoint)
+    assert batches is not None
+    return {item.image_path: float(item.pred_score) for batch in batches for item in batch}
+
+
+class StopAt(Callback):
+    """Breaks off a training at a step, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def _interrupt(run: Engine, model: DiffusionAD, datamodule: Folder) -> str:
+    """Train until the power cut, and return the checkpoint to resume from."""
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.fit(model, datamodule=datamodule)
+    return next(
+        callback.best_model_path for callback in run.trainer.callbacks if isinstance(callback, ResumeCheckpoint)
+    )
+
+
+# ---------------------------------------------------------------------- training
+
+
+def test_training_reports_every_metric_and_writes_one_checkpoint(finished: Finished) -> None:
+    names = ["AUROC", "AP", "F1Max"]
+    expected = {f"{level}_{name}" for level in ("image", "pixel") for name in names} | {"pixel_AUPRO"}
+    assert set(finished.metrics) == expected
+    assert all(0 <= value <= 1 for value in finished.metrics.values())
+    assert [path.name for path in finished.checkpoint.parent.iterdir()] == ["model.ckpt"]
+
+
+def test_checkpoint_is_plain_data_and_complete(finished: Finished) -> None:
+    checkpoint = torch.load(finished.checkpoint, weights_only=True)
+    state = checkpoint["state_dict"]
+    for name in ("_image_threshold", "_pixel_threshold", "image_min", "image_max", "pixel_min", "pixel_max"):
+        assert torch.isfinite(state[f"post_processor.{name}"])
+    assert state["model.num_steps"] == 24
+    assert state["model.noise"].shape == (2, 3, 256, 256)
+
+
+def test_no_argument_needs_repeating(finished: Finished, folder: MakeFolder, engine: MakeEngine) -> None:
+    reference = _scores(DiffusionAD.load_from_checkpoint(finished.checkpoint), folder(), engine())
+    assert _scores(_small(), folder(), engine(), finished.checkpoint) == pytest.approx(reference, abs=1e-5)
+    metrics = engine().test(_small(), datamodule=folder(), ckpt_path=finished.checkpoint)[0]
+    assert dict(metrics) == pytest.approx(finished.metrics, abs=1e-6)
+
+
+def test_argument_that_disagrees_with_the_checkpoint(
+    finished: Finished, folder: MakeFolder, engine: MakeEngine
+) -> None:
+    with pytest.raises(ValueError, match="timestep_n=5 disagrees with the checkpoint, which has timestep_n=200; leave"):
+        engine().test(_small(timestep_n=5), datamodule=folder(), ckpt_path=finished.checkpoint)
+
+
+def test_seed_makes_a_training_repeatable(folder: MakeFolder, engine: MakeEngine) -> None:
+    models = []
+    for global_seed, seed in ((1, 5), (2, 5), (3, 6)):
+        torch.manual_seed(global_seed)
+        models.append(_small(seed=seed, max_steps=4))
+        engine().fit(models[-1], datamodule=folder())
+    one, other, different = (model.model.state_dict() for model in models)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    name = "networks.reconstruction.unet.conv_in.weight"
+    assert not torch.allclose(one[name], different[name], atol=1e-6)
+
+
+def test_resumed_training_ends_as_the_undisturbed_one(folder: MakeFolder, engine: MakeEngine) -> None:
+    undisturbed = _small(seed=0, ema_decay=0.5)
+    engine().fit(undisturbed, datamodule=folder())
+    kept = _interrupt(engine(callbacks=[StopAt(5)]), _small(seed=0, ema_decay=0.5), folder())
+    torch.manual_seed(1)
+    resumed, run = _small(ema_decay=0.5), engine()
+    run.fit(resumed, datamodule=folder(), ckpt_path=kept)
+    assert run.trainer.global_step == 6
+    torch.testing.assert_close(resumed.state_dict(), undisturbed.state_dict(), rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(resumed.post_processor.image_threshold)
+
+
+def test_train_with_ckpt_path_tests_the_resumed_model(folder: MakeFolder, engine: MakeEngine) -> None:
+    kept = _interrupt(engine(callbacks=[StopAt(3)]), _small(), folder())
+    model = _small(max_steps=4)
+    metrics = engine().train(model, datamodule=folder(), ckpt_path=kept)[0]
+    assert 0 <= metrics["image_AUROC"] <= 1
+    assert model.model.num_steps == 4
+
+
+def test_duration_accumulation_clipping_and_precision(folder: MakeFolder, engine: MakeEngine) -> None:
+    for model_arguments, trainer_arguments, steps in (
+        ({"max_epochs": 1}, {}, 3),
+        ({}, {"max_steps": 2, "precision": "bf16-mixed"}, 2),
+        ({}, {"max_epochs": 2, "accumulate_grad_batches": 3, "gradient_clip_val": 0.1}, 2),
+    ):
+        run = engine(**trainer_arguments)
+        model = _small(**model_arguments)
+        run.fit(model, datamodule=folder())
+        assert run.trainer.global_step == steps
+        assert model.model.num_steps == steps
+        rates = [group["lr"] for group in run.trainer.optimizers[0].param_groups]
+        assert rates == [1e-3, 1e-3]
+
+
+def test_foregrounds_and_textures(folder: MakeFolder, engine: MakeEngine, parts: Path, tmp_path: Path) -> None:
+    for source in (parts / "train/good").iterdir():
+        cv2.imwrite(str(tmp_path / source.name), np.full((80, 72), 255, np.uint8))
+    for arguments in (
+        {"foreground_masks": str(tmp_path), "anomaly_source_path": str(parts / "test")},
+        {"foreground": "auto", "anomaly_source_path": str(parts / "test"), "shuffled_patches": True},
+    ):
+        model = _small(max_steps=1, **arguments)
+        engine().fit(model, datamodule=folder())
+        assert model.model.num_steps == 1
+
+
+def test_loss_that_is_not_finite_stops_training(folder: MakeFolder, engine: MakeEngine) -> None:
+    class Poison(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: object) -> None:
+            if trainer.global_step == 3:
+                module.model.networks["reconstruction"].unet.conv_out.bias.data.fill_(float("nan"))
+
+    with pytest.raises(RuntimeError, match=r"stopped at step 3 because the loss became nan; .* kept in \S+;"):
+        engine(callbacks=[Poison()]).fit(_small(), datamodule=folder())
+
+
+# ---------------------------------------------------------------------- command line
+
+
+def test_commands(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = [
+        "--data=Folder",
+        "--data.name=parts",
+        f"--data.root={parts}",
+        "--data.normal_dir=train/good",
+        "--data.normal_test_dir=test/good",
+        "--data.abnormal_dir=test/dent",
+        "--data.val_split_mode=same_as_test",
+        "--data.num_workers=0",
+    ]
+    model = [
+        "--model=DiffusionAD",
+        "--model.base_channels=8",
+        "--model.channel_multipliers=[1,2]",
+        "--model.residual_blocks=1",
+        "--model.attention_levels=0",
+        "--model.segmentation_channels=2",
+        "--model.max_steps=2",
+        "--model.pre_processor=anomalib.pre_processing.PreProcessor",
+        "--model.pre_processor.transform=torchvision.transforms.v2.Resize",
+        "--model.pre_processor.transform.size=[64,64]",
+    ]
+    assert main(["train", *model, *data, *QUIET]) == 0
+    checkpoint = next(tmp_path.rglob("model.ckpt"))
+    trained = ["--model=DiffusionAD", "--model.base_channels=8", f"--ckpt_path={checkpoint}"]
+    assert main(["test", *trained, *data, *QUIET]) == 0
+    assert main(["predict", *trained, f"--data={parts / 'test' / 'dent'}", *QUIET]) == 0
+    assert main(["export", *trained, "--export_type=onnx", "--export_root=out"]) == 0
+    assert list((tmp_path / "out").rglob("model.onnx"))
+
+
+def test_help_names_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--model.help", "DiffusionAD"])
+    output = capsys.readouterr().out
+    for name in ("channel_multipliers", "anomaly_source_path", "foreground_masks", "segmentation_learning_rate"):
+        assert f"--model.{name}" in output
+
+
+@pytest.mark.parametrize("name", ["diffusionad", "diffusionad_paper"])
+def test_configs_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    with torch.device("meta"):
+        _, model, _ = Engine.from_config(config)
+    assert isinstance(model, DiffusionAD)
+
+
+# ---------------------------------------------------------------------- exports
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("export")
+    engine = Engine(default_root_dir=root, accelerator="cpu", devices=1)
+    model = DiffusionAD.load_from_checkpoint(finished.checkpoint)
+    return {kind: Path(str(engine.export(model, kind, export_root=root))) for kind in ("torch", "onnx", "openvino")}
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
+def test_exports_say_what_engine_predict_says(
+    kind: str, exported: dict[str, Path], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On textured PNG files of other sizes and shapes than the model's, normalised scores and maps."""
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(1)
+    for height, width in ((900, 700), (300, 1200), (64, 64), (50, 41)):
+        image = textured_image(rng, height, width, defect=height != 64)
+        cv2.imwrite(str(tmp_path / "images" / f"{height}.png"), image)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, enable_progress_bar=False)
+    batches = engine.predict(DiffusionAD.load_from_checkpoint(finished.checkpoint), data_path=tmp_path / "images")
+    predict = _runtime(kind, exported[kind])
+    assert batches is not None
+    assert len(batches) == 4
+    for batch in batches:
+        image = cv2.cvtColor(cv2.imread(batch.image_path[0]), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)[None]
+        score, anomaly_map = predict(image.astype(np.float32) / 255)
+        assert float(score.item()) == pytest.approx(float(batch.pred_score), abs=1e-5)
+        np.testing.assert_allclose(anomaly_map.squeeze(), batch.anomaly_map.squeeze().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
+def test_exports_take_any_batch(
+    kind: str, exported: dict[str, Path], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    monkeypatch.chdir(tmp_path)
+    predict = _runtime(kind, exported[kind])
+    reference = DiffusionAD.load_from_checkpoint(finished.checkpoint).eval()
+    for batch, height, width in ((1, 64, 64), (5, 90, 70)):
+        rng = np.random.default_rng(batch)
+        images = np.stack([textured_image(rng, height, width).transpose(2, 0, 1) for _ in range(batch)])
+        images = images.astype(np.float32) / 255
+        with torch.no_grad():
+            expected = reference(torch.from_numpy(images))
+        score, anomaly_map = predict(images)
+        np.testing.assert_allclose(score.ravel(), expected.pred_score.numpy(), atol=1e-5)
+        np.testing.assert_allclose(anomaly_map.reshape(expected.anomaly_map.shape), expected.anomaly_map, atol=1e-4)
+
+
+def test_exports_hold_no_training_weights(exported: dict[str, Path], finished: Finished) -> None:
+    loaded = torch.load(exported["torch"], weights_only=False)["model"]
+    full = finished.model.model
+    assert sum(parameter.numel() for parameter in loaded.model.parameters()) == sum(
+        parameter.numel() for parameter in full.networks.parameters()
+    )
+    torch.testing.assert_close(
+        loaded.model.reconstruction.state_dict(), full.ema.module["reconstruction"].state_dict(), rtol=0, atol=0
+    )
+
+
+def _runtime(kind: str, file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    if kind == "torch":
+        model = TorchInferencer(file, device="cpu").model
+
+        def predict(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            with torch.no_grad():
+                result = model(torch.from_numpy(image))
+            return result.pred_score.numpy(), result.anomaly_map.numpy()
+
+    elif kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+        def predict(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            score, anomaly_map = session.run(["pred_score", "anomaly_map"], {"input": image})
+            return score, anomaly_map
+
+    else:
+        import openvino
+
+        compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+        def predict(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            result = compiled(image)
+            return result["pred_score"], result["anomaly_map"]
+
+    return predict
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base_channels": 12}, "base_channels=12 is not a positive multiple of 8; use 8, 16, 32"),
+        ({"channel_multipliers": [1, 0]}, r"channel_multipliers=\[1, 0\] must be positive whole numbers"),
+        ({"channel_multipliers": []}, r"channel_multipliers=\[\] must be positive whole numbers"),
+        ({"residual_blocks": 0}, "residual_blocks=0 is not positive"),
+        ({"segmentation_channels": 0}, "segmentation_channels=0 is not positive"),
+        ({"attention_levels": 4}, "attention_levels=4 is out of range; use 0 to 3"),
+        ({"timestep_n": 300}, "timestep_n=300 is not below timestep_boundary=300; use 0 to 299"),
+        ({"timestep_b": 1000}, "timestep_b=1000 is not from timestep_boundary=300 on; use 300 to 999"),
+        ({"timestep_boundary": 1000}, "timestep_boundary=1000 is outside the noise schedule; use 1 to 999"),
+        ({"guidance_strength": -1.0}, "guidance_strength=-1.0 is negative"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 is out of range"),
+        ({"foreground": "object"}, "foreground='object' is unknown; use one of none, auto"),
+        ({"foreground": "auto", "foreground_masks": "masks"}, "exclude each other"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is not positive"),
+        ({"segmentation_learning_rate": -1.0}, "segmentation_learning_rate=-1.0 is not positive"),
+        ({"gradient_clip_norm": -1.0}, "gradient_clip_norm=-1.0 is negative"),
+        ({"max_steps": 0}, "max_steps=0 is not positive"),
+        ({"pre_processor": OSDIRF.configure_pre_processor((64, 64))}, r"a Normalize, but .* images in \[0, 1\]; leave"),
+    ],
+)
+def test_constructor(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _small(**arguments)
+
+
+@pytest.mark.parametrize("name", ["anomaly_source_path", "foreground_masks"])
+def test_missing_folder_is_found_before_anything_is_written(
+    name: str, folder: MakeFolder, engine: MakeEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}='gone' is not a folder"):
+        engine().fit(_small(**{name: "gone"}), datamodule=folder())
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+
+
+def test_missing_foreground_mask(folder: MakeFolder, engine: MakeEngine, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "00.png"), np.ones((8, 8), np.uint8))
+    with pytest.raises(ValueError, match="foreground_masks has no mask for 11 of the training images"):
+        engine().fit(_small(foreground_masks=str(tmp_path)), datamodule=folder())
+
+
+def test_image_size_that_does_not_fit(folder: MakeFolder, engine: MakeEngine) -> None:
+    model = _small(pre_processor=DiffusionAD.configure_pre_processor((80, 64)))
+    with pytest.raises(ValueError, match=r"Images of 80 x 64 pixels do not fit .* such as 96 x 64"):
+        engine().fit(model, datamodule=folder())
+
+
+def test_several_processes(engine: MakeEngine) -> None:
+    run, model = engine(), _small()
+    run._setup_trainer(model)
+    model.trainer = run.trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(run.trainer), "world_size", 2)
+        with pytest.raises(ValueError, match="DiffusionAD trains in one process so far"):
+            model.setup("fit")
+
+
+def test_model_that_was_never_trained(folder: MakeFolder, engine: MakeEngine, tmp_path: Path) -> None:
+    for action in (
+        lambda: engine().test(_small(), datamodule=folder()),
+        lambda: engine().export(_small(), "onnx", export_root=tmp_path / "export"),
+    ):
+        with pytest.raises(RuntimeError, match="was never fitted"):
+            action()
+    assert not (tmp_path / "export").exists()

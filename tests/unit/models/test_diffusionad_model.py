@@ -1,0 +1,166 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""DiffusionAD's networks: losses, noise fields, sizes, averaged weights."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
+
+from anomalib_osdirf.models.diffusionad import DiffusionADModel
+from anomalib_osdirf.models.diffusionad.torch_model import NormGuidedReconstruction
+
+SMALL: dict[str, Any] = {
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "residual_blocks": 1,
+    "attention_levels": 1,
+    "segmentation_channels": 2,
+}
+ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+
+def _model(**arguments: Any) -> DiffusionADModel:
+    torch.manual_seed(0)
+    model = DiffusionADModel(**{**SMALL, **arguments})
+    model.num_steps += 1
+    return model.eval()
+
+
+class Oracle(torch.nn.Module):
+    """Knows the clean images, and so the noise."""
+
+    def __init__(self, clean: torch.Tensor) -> None:
+        super().__init__()
+        self.clean = clean
+
+    def forward(self, z: torch.Tensor, timesteps: torch.Tensor) -> Any:
+        abar = torch.tensor(ABAR[timesteps.numpy()], dtype=z.dtype)[:, None, None, None]
+        clean = self.clean.repeat(2, 1, 1, 1)
+        return type("Output", (), {"sample": (z - abar.sqrt() * clean) / (1 - abar).sqrt()})
+
+
+def test_oracle_gives_the_clean_images_back() -> None:
+    clean, noise_n, noise_b = torch.rand(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    reconstruction = NormGuidedReconstruction(8, (1,), 1, 0, 1.0)
+    reconstruction.unet = Oracle(clean)
+    t_n, t_b = torch.tensor([0, 10, 150, 299]), torch.tensor([300, 400, 500, 700])
+    result = reconstruction(clean, noise_n, noise_b, t_n, t_b)
+    torch.testing.assert_close(result.image, clean, rtol=0, atol=1e-3)
+    torch.testing.assert_close(result.predicted_noise_n, noise_n, rtol=0, atol=1e-2)
+    torch.testing.assert_close(result.predicted_noise_b, noise_b, rtol=0, atol=1e-2)
+
+
+def test_losses_are_those_of_the_method() -> None:
+    """Noise: normal images alone. Focal and smooth L1: the map against the mask."""
+    model = _model()
+    images = torch.rand(3, 3, 64, 64)
+    masks = torch.zeros(3, 1, 64, 64)
+    masks[1, :, 10:20, 10:20] = 1
+    losses = model.training_losses(images, masks, torch.Generator().manual_seed(5))
+
+    generator = torch.Generator().manual_seed(5)
+    noise_n, noise_b = torch.randn(2, 3, 3, 64, 64, generator=generator)
+    t_n = torch.randint(300, (3,), generator=generator)
+    t_b = torch.randint(300, 1000, (3,), generator=generator)
+    result = model.networks["reconstruction"](images, noise_n, noise_b, t_n, t_b)
+    normal = [0, 2]
+    expected = functional.mse_loss(result.predicted_noise_n[normal], noise_n[normal])
+    expected += functional.mse_loss(result.predicted_noise_b[normal], noise_b[normal])
+    torch.testing.assert_close(losses["noise"], expected)
+    logits = model.networks["segmentation"](torch.cat((images, result.image), 1))
+    torch.testing.assert_close(losses["focal"], 5 * sigmoid_focal_loss(logits, masks, 0.5, 4, "mean"))
+    torch.testing.assert_close(losses["smooth_l1"], functional.smooth_l1_loss(logits.sigmoid(), masks))
+
+
+def test_batch_without_normal_images_has_no_noise_loss() -> None:
+    losses = _model().training_losses(torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64), torch.Generator())
+    assert losses["noise"] == 0
+
+
+def test_every_weight_is_trained() -> None:
+    model = _model().train()
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, :, :8, :8] = 1
+    sum(model.training_losses(torch.rand(2, 3, 64, 64), masks, torch.Generator()).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.networks.parameters())
+
+
+def test_score_is_the_mean_of_the_fifty_largest_pixels() -> None:
+    batch = _model()(torch.rand(2, 3, 64, 96))
+    assert batch.anomaly_map.shape == (2, 1, 64, 96)
+    largest = batch.anomaly_map.flatten(1).sort(dim=1, descending=True).values[:, :50]
+    torch.testing.assert_close(batch.pred_score, largest.mean(dim=1))
+
+
+@torch.no_grad()
+def test_prediction_is_repeatable_and_alone_with_its_image() -> None:
+    model = _model()
+    images = torch.rand(3, 3, 64, 64)
+    together = model(images)
+    torch.testing.assert_close(model(images).anomaly_map, together.anomaly_map, rtol=0, atol=0)
+    for index in range(3):
+        alone = model(images[index : index + 1])
+        torch.testing.assert_close(alone.anomaly_map[0], together.anomaly_map[index], rtol=1e-5, atol=1e-6)
+
+
+def test_noise_fields_are_two_kept_with_the_weights_and_follow_their_seed() -> None:
+    model = _model()
+    assert "noise" in model.state_dict()
+    assert not torch.allclose(model.noise[0], model.noise[1])
+    torch.testing.assert_close(model.noise, _model().noise, rtol=0, atol=0)
+    assert not torch.allclose(model.noise, _model(noise_seed=1).noise)
+    other = _model(noise_seed=1)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other.noise, model.noise, rtol=0, atol=0)
+
+
+def test_images_larger_than_the_noise_fields() -> None:
+    assert _model()(torch.rand(1, 3, 320, 64)).anomaly_map.shape == (1, 1, 320, 64)
+
+
+@torch.no_grad()
+def test_averaged_networks_are_what_scores() -> None:
+    model = _model(ema_decay=0.9)
+    images = torch.rand(2, 3, 64, 64)
+    before = model(images).anomaly_map
+    for parameter in model.networks.parameters():
+        parameter.add_(0.1)
+    torch.testing.assert_close(model(images).anomaly_map, before, rtol=0, atol=0)
+    model.after_step()
+    assert not torch.allclose(model(images).anomaly_map, before)
+    assert _model().ema is None
+    assert _model(ema_decay=0).ema is None
+
+
+def test_deployed_network_holds_no_training_weights() -> None:
+    model = _model(ema_decay=0.9)
+    deployed = sum(parameter.numel() for parameter in model.deployed().parameters())
+    assert deployed == sum(parameter.numel() for parameter in model.networks.parameters())
+
+
+def test_never_trained() -> None:
+    with pytest.raises(RuntimeError, match="was never fitted"):
+        DiffusionADModel(**SMALL)(torch.rand(1, 3, 64, 64))
+
+
+def test_paper_size() -> None:
+    """Attention at 32, 16 and 8 positions of an image of 256, the three coarsest levels."""
+    with torch.device("meta"):
+        reconstruction = NormGuidedReconstruction(128, (1, 1, 2, 2, 4, 4), 2, 3, 1.0)
+    unet = reconstruction.unet
+    assert unet.config.block_out_channels == [128, 128, 256, 256, 512, 512]
+    assert [block.startswith("Attn") for block in unet.config.down_block_types] == 3 * [False] + 3 * [True]
+
+
+@pytest.mark.parametrize(("height", "width", "fitting"), [(50, 64, "64 x 64"), (64, 100, "64 x 128"), (32, 32, "64 x")])
+def test_image_size_that_does_not_fit(height: int, width: int, fitting: str) -> None:
+    images = torch.rand(1, 3, height, width)
+    message = f"Images of {height} x {width} pixels do not fit .* multiples of 32 from 64 on, such as {fitting}"
+    with pytest.raises(ValueError, match=message):
+        _model()(images)
+    with pytest.raises(ValueError, match=message):
+        _model().training_losses(images, images[:, :1], torch.Generator())
