@@ -25,7 +25,7 @@ MakeEngine = Callable[..., Engine]
 
 SMALL: dict[str, Any] = {
     "base_channels": 8,
-    "channel_multipliers": (1, 1, 2),
+    "channel_multipliers": (1, 2),
     "residual_blocks": 1,
     "attention_levels": 1,
     "segmentation_channels": 8,
@@ -360,7 +360,7 @@ def _runtime(kind: str, file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, 
         ({"channel_multipliers": []}, r"channel_multipliers=\[\] must be positive whole numbers"),
         ({"residual_blocks": 0}, "residual_blocks=0 is not positive"),
         ({"segmentation_channels": 0}, "segmentation_channels=0 is not positive"),
-        ({"attention_levels": 4}, "attention_levels=4 is out of range; use 0 to 3"),
+        ({"attention_levels": 3}, "attention_levels=3 is out of range; use 0 to 2"),
         ({"timestep_n": 300}, "timestep_n=300 is not below timestep_boundary=300; use 0 to 299"),
         ({"timestep_b": 1000}, "timestep_b=1000 is not from timestep_boundary=300 on; use 300 to 999"),
         ({"timestep_boundary": 1000}, "timestep_boundary=1000 is outside the noise schedule; use 1 to 999"),
