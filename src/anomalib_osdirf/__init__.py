@@ -9,11 +9,11 @@ imports: the public names are looked up when they are first asked for.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from anomalib_osdirf.models import OSDIRF, DiffusionAD
+    from anomalib_osdirf.models import OSDIRF, DiffusionAD, InvAD
 
 __version__ = "0.1.0"
 
-__all__ = ["OSDIRF", "DiffusionAD", "__version__"]
+__all__ = ["OSDIRF", "DiffusionAD", "InvAD", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -139,9 +139,10 @@ def test_what_is_deployed_follows_the_weights(reference: OSDIRF) -> None:
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         before = model(images).pred_score
-        field = model.field(model.extract_features(images))
-        folded = model.deployed().denoiser(model.abar**0.5 * model.whitening(model.extract_features(images)))
-        torch.testing.assert_close(folded, field, rtol=1e-4, atol=1e-5)
+        z = model.whitening(model.extract_features(images))
+        scaled = model.schedule.abar(model.timestep) ** 0.5 * z
+        expected = model.ema.module(scaled, torch.full((2,), model.timestep))
+        torch.testing.assert_close(model.deployed().field(z), expected, rtol=1e-4, atol=1e-5)
 
         state = {f"model.{key}": value for key, value in model.state_dict().items()}
         state["model.ema.module.output.weight"] = 1.1 * state["model.ema.module.output.weight"]

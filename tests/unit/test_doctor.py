@@ -156,7 +156,7 @@ def test_models_that_cannot_be_imported_fail(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_models_that_anomalib_knows_pass() -> None:
-    assert doctor.check_models() == Check("models", "ok", "anomalib knows OSDIRF, DiffusionAD")
+    assert doctor.check_models() == Check("models", "ok", "anomalib knows OSDIRF, DiffusionAD, InvAD")
 
 
 def test_model_that_did_not_register_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,14 @@ from torch import nn
 from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.mlp import PositionMLP
 
-DENOISERS = ("mlp", "dit_s")
+# Width, depth and heads: S, B and L as Peebles and Xie (2023, table 1) have them, and InvAD's released one.
+_TRANSFORMERS = {
+    "dit_s": (384, 12, 6),
+    "dit_b": (768, 12, 12),
+    "dit_l": (1024, 24, 16),
+    "dit_gigant": (2048, 16, 8),
+}
+DENOISERS = ("mlp", *_TRANSFORMERS)
 
 
 def build_denoiser(name: str, dim: int, grid_size: int) -> nn.Module:
@@ -26,7 +33,8 @@ def build_denoiser(name: str, dim: int, grid_size: int) -> nn.Module:
     """
     if name == "mlp":
         return PositionMLP(dim, grid_size)
-    if name == "dit_s":
-        return DiT(dim, grid_size, width=384, depth=12, num_heads=6)
+    if name in _TRANSFORMERS:
+        width, depth, num_heads = _TRANSFORMERS[name]
+        return DiT(dim, grid_size, width=width, depth=depth, num_heads=num_heads)
     msg = f"denoiser={name!r} is unknown; use one of {', '.join(DENOISERS)}."
     raise ValueError(msg)

@@ -3,7 +3,7 @@
 """Gaussian densities of the inverse residual field, and image scores from the map they give."""
 
 from anomalib_osdirf.density.gaussian import DENSITIES, Density, PositionGaussian, StandardGaussian, build_density
-from anomalib_osdirf.density.score import IMAGE_SCORES, image_score
+from anomalib_osdirf.density.score import IMAGE_SCORES, StandardisedSum, image_score
 
 __all__ = [
     "DENSITIES",
@@ -11,6 +11,7 @@ __all__ = [
     "Density",
     "PositionGaussian",
     "StandardGaussian",
+    "StandardisedSum",
     "build_density",
     "image_score",
 ]

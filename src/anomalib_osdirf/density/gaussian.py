@@ -62,7 +62,22 @@ class Density(nn.Module, ABC):
             moments: Moments of the training images' fields, ``mean`` of shape ``(P, D)`` for P = h w positions.
         """
 
+    @property
     @abstractmethod
+    def normaliser(self) -> Tensor | float:
+        """Negative log density at the mean, in nats: a number, or one for each position, shape ``(P,)``."""
+
+    @abstractmethod
+    def squared_distance(self, field: Tensor) -> Tensor:
+        """Squared Mahalanobis distance from the mean.
+
+        Args:
+            field: Shape ``(B, D, h, w)``.
+
+        Returns:
+            Shape ``(B, h w)``.
+        """
+
     def forward(self, field: Tensor) -> Tensor:
         """Negative log density in nats.
 
@@ -72,18 +87,33 @@ class Density(nn.Module, ABC):
         Returns:
             Shape ``(B, h, w)``.
         """
+        nll = 0.5 * self.squared_distance(field) + self.normaliser
+        return nll.unflatten(1, field.shape[-2:])
 
 
 class StandardGaussian(Density):
-    """The standard normal N(0, I): half the squared length of the field, up to a constant."""
+    """The standard normal N(0, I): half the squared length of the field, up to a constant.
+
+    Args:
+        dim: Channels D of the field.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
 
     def fit(self, moments: StreamingMoments) -> None:
         """Note that the field was seen; N(0, I) has nothing to fit."""
         self.num_images = moments.count
 
-    def forward(self, field: Tensor) -> Tensor:
-        """See :meth:`Density.forward`."""
-        return 0.5 * field.square().sum(dim=1) + 0.5 * field.shape[1] * log(2 * pi)
+    @property
+    def normaliser(self) -> float:
+        """See :attr:`Density.normaliser`."""
+        return 0.5 * self.dim * log(2 * pi)
+
+    def squared_distance(self, field: Tensor) -> Tensor:
+        """See :meth:`Density.squared_distance`."""
+        return field.square().sum(dim=1).flatten(1)
 
 
 class PositionGaussian(Density):
@@ -121,13 +151,16 @@ class PositionGaussian(Density):
         self.log_normaliser.copy_(0.5 * (log_determinant + dim * log(2 * pi)))
         self.num_images = moments.count
 
-    def forward(self, field: Tensor) -> Tensor:
-        """See :meth:`Density.forward`."""
-        height, width = field.shape[-2:]
+    @property
+    def normaliser(self) -> Tensor:
+        """See :attr:`Density.normaliser`."""
+        return self.log_normaliser
+
+    def squared_distance(self, field: Tensor) -> Tensor:
+        """See :meth:`Density.squared_distance`."""
         vectors = field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1)  # (P, B, D)
         whitened = torch.bmm(vectors, self.whitener.transpose(1, 2))
-        nll = 0.5 * whitened.square().sum(dim=2) + self.log_normaliser.unsqueeze(-1)  # (P, B)
-        return nll.transpose(0, 1).reshape(-1, height, width)
+        return whitened.square().sum(dim=2).transpose(0, 1)
 
 
 def build_density(name: str, dim: int, grid_size: int) -> Density:
@@ -145,7 +178,7 @@ def build_density(name: str, dim: int, grid_size: int) -> Density:
         ValueError: If the name is unknown.
     """
     if name == "standard":
-        return StandardGaussian()
+        return StandardGaussian(dim)
     if name == "position_full":
         return PositionGaussian(dim, grid_size)
     msg = f"density={name!r} is unknown; use one of {', '.join(DENSITIES)}."

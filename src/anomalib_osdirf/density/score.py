@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image scores from the map of negative log densities."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 IMAGE_SCORES = ("max", "top_k", "mean")
 
 # Between the largest positions, best for small defects, and all of them, best for large ones (model card, ablation).
 _TOP_SHARE = 1 / 3
+# Below this share of its size, a quantity that should vary between images is rounding noise.
+_NO_SPREAD = 1e-6
 
 
 def image_score(nll: Tensor, method: str) -> Tensor:
@@ -34,3 +37,37 @@ def image_score(nll: Tensor, method: str) -> Tensor:
         return values.topk(k, dim=1).values.mean(dim=1)
     msg = f"image_score={method!r} is unknown; use one of {', '.join(IMAGE_SCORES)}."
     raise ValueError(msg)
+
+
+class StandardisedSum(nn.Module):
+    """Sum of several quantities, each in standard deviations of the training images from their mean.
+
+    InvAD's released evaluation brings NLL and Diff to one scale by their minima and maxima over the test set, anomalies
+    included; the constants here come from normal training images.
+
+    Args:
+        num_terms: Number of quantities.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, num_terms: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_terms))
+        self.register_buffer("scale", torch.ones(num_terms))
+
+    def fit(self, terms: Tensor) -> None:
+        """Set the constants.
+
+        Args:
+            terms: The quantities of all training images, shape ``(N, num_terms)``, N >= 2.
+        """
+        terms = terms.double()
+        std = terms.std(dim=0, unbiased=False)
+        self.mean.copy_(terms.mean(dim=0))
+        self.scale.copy_(torch.where(std > _NO_SPREAD * terms.abs().amax(dim=0), 1 / std, 1.0))
+
+    def forward(self, terms: Tensor) -> Tensor:
+        """Map quantities ``(B, num_terms)`` to their sums ``(B,)``."""
+        return ((terms - self.mean) * self.scale).sum(dim=1)

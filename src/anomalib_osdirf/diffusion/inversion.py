@@ -10,10 +10,9 @@ so the residual between a state and its successor, in units of the noise that se
 itself, whichever successor is taken. One network evaluation gives the whole field (OSD-IRF, arXiv 2604.18393).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 
-import torch
 from torch import Tensor
 
 STATES = ("clean", "scaled")
@@ -41,27 +40,19 @@ def diffusion_state(sample: Tensor, abar: float, state: str) -> Tensor:
     raise ValueError(msg)
 
 
-def inverse_residual_field(
-    denoiser: Callable[[Tensor, Tensor], Tensor],
-    sample: Tensor,
-    timestep: int,
-    abar: float,
-    state: str,
-) -> Tensor:
+def inverse_residual_field(denoiser: Callable[[Tensor], Tensor], sample: Tensor, abar: float, state: str) -> Tensor:
     """Inverse residual field IRF_s(z) = eps_theta(z_s, s), in units of noise standard deviations.
 
     Args:
-        denoiser: Noise predictor eps_theta, called as ``denoiser(z_s, timesteps)``.
-        sample: Clean sample z, shape ``(B, C, h, w)``.
-        timestep: The timestep s.
+        denoiser: Noise predictor eps_theta at the timestep s, called as ``denoiser(z_s)``.
+        sample: Clean sample z, any shape.
         abar: abar_s of that timestep.
         state: How z becomes z_s, see :func:`diffusion_state`.
 
     Returns:
-        The field, shape ``(B, C, h, w)``.
+        The field, shape of ``sample``.
     """
-    timesteps = torch.full((sample.shape[0],), timestep, dtype=torch.long, device=sample.device)
-    return denoiser(diffusion_state(sample, abar, state), timesteps)
+    return denoiser(diffusion_state(sample, abar, state))
 
 
 def ddim_inversion_step(z_s: Tensor, predicted_noise: Tensor, abar_s: float, abar_t: float) -> Tensor:
@@ -80,6 +71,26 @@ def ddim_inversion_step(z_s: Tensor, predicted_noise: Tensor, abar_s: float, aba
     """
     scale = sqrt(abar_t / abar_s)
     return scale * z_s + (sqrt(1 - abar_t) - scale * sqrt(1 - abar_s)) * predicted_noise
+
+
+def ddim_inversion(denoisers: Sequence[Callable[[Tensor], Tensor]], sample: Tensor, abars: Sequence[float]) -> Tensor:
+    """Latent z_T of DDIM inversion with the terminal abar_T = 0 (InvAD, arXiv 2504.05662, released code).
+
+    The clean sample is taken as the state at the first timestep, the network is asked at the timestep that a step comes
+    from, and the last step, to abar = 0, ends at the noise predicted there.
+
+    Args:
+        denoisers: Noise predictor at each timestep, called as ``denoiser(z_s)``.
+        sample: Clean sample z, any shape.
+        abars: abar of each timestep, decreasing, in (0, 1].
+
+    Returns:
+        The latent, shape of ``sample``.
+    """
+    state = sample
+    for step in range(len(abars) - 1):
+        state = ddim_inversion_step(state, denoisers[step](state), abars[step], abars[step + 1])
+    return denoisers[-1](state)
 
 
 def finite_difference_field(z_s: Tensor, z_t: Tensor, abar_s: float, abar_t: float) -> Tensor:

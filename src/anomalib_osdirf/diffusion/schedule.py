@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The noise schedule: beta_t, alpha_t = 1 - beta_t and abar_t = prod alpha, held by diffusers' DDPMScheduler."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,3 +50,62 @@ class NoiseSchedule(nn.Module):
     def abar(self, timestep: int) -> float:
         """Return abar_t of one timestep."""
         return float(self.alphas_cumprod[timestep])
+
+
+def check_timestep(name: str, timestep: int) -> None:
+    """Raise an error if a timestep is not one of the noise schedule.
+
+    Args:
+        name: The argument's name, for the message.
+        timestep: The timestep.
+
+    Raises:
+        ValueError: If so.
+    """
+    if not 0 <= timestep < NUM_TRAIN_TIMESTEPS:
+        msg = f"{name}={timestep} is outside the noise schedule; use 0 to {NUM_TRAIN_TIMESTEPS - 1}."
+        raise ValueError(msg)
+
+
+def inversion_timesteps(num_inference_steps: int, spacing: str | Sequence[int]) -> list[int]:
+    """Timesteps at which DDIM inversion asks the network.
+
+    Args:
+        num_inference_steps: Number of steps S, 1 to 1000.
+        spacing: ``paper`` divides the schedule into S equal parts and takes their ends ([333, 666, 999] for three),
+            ``released`` is what InvAD's released code takes, from 0 to 999 in equal distances ([0, 500, 999]); or the
+            timesteps themselves.
+
+    Returns:
+        The timesteps, increasing.
+
+    Raises:
+        ValueError: If the number is out of range, the spacing unknown, or the timesteps are not S increasing ones.
+    """
+    if not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
+        msg = f"num_inference_steps={num_inference_steps} is out of range; use 1 to {NUM_TRAIN_TIMESTEPS}."
+        raise ValueError(msg)
+    last = NUM_TRAIN_TIMESTEPS - 1
+    if isinstance(spacing, str):
+        steps = range(num_inference_steps)
+        spacings = {
+            "paper": [round(last * (step + 1) / num_inference_steps) for step in steps],
+            "released": [round(last * step / max(1, num_inference_steps - 1)) for step in steps],
+        }
+        if spacing not in spacings:
+            msg = f"timestep_spacing={spacing!r} is unknown; use {', '.join(spacings)}, or a list of timesteps."
+            raise ValueError(msg)
+        return spacings[spacing]
+    timesteps = list(spacing)
+    for timestep in timesteps:
+        check_timestep("timestep_spacing", timestep)
+    if timesteps != sorted(set(timesteps)):
+        msg = f"timestep_spacing={timesteps} does not increase; give each timestep once, the smallest first."
+        raise ValueError(msg)
+    if len(timesteps) != num_inference_steps:
+        msg = (
+            f"timestep_spacing={timesteps} has {len(timesteps)} timesteps, num_inference_steps={num_inference_steps}; "
+            f"use num_inference_steps={len(timesteps)} with this list."
+        )
+        raise ValueError(msg)
+    return timesteps

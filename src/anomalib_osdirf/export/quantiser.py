@@ -17,7 +17,6 @@ from torch import nn
 
 from anomalib_osdirf.export import quantisation
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
-from anomalib_osdirf.features import StreamingMoments
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +25,8 @@ class Quantiser:
     """Quantises a converted network, and fits density, thresholds, minima and maxima anew on its own outputs.
 
     Args:
-        model: The torch module that was converted; with a ``density`` and a ``read_out``, or without both. It is left
-            as it is.
+        model: The torch module that was converted; a ``ReadOutNetwork`` with a field, or any other. It is left as it
+            is.
         pre_processor: Its pre-processor, whose resize the images go through.
         post_processor: anomalib's post-processor, or ``None``. It is left as it is.
         datamodule: anomalib datamodule.
@@ -97,7 +96,7 @@ class Quantiser:
 
         def measure(compiled: Any, indices: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401
             if self.has_field:
-                self._fit_density(compiled)
+                self._fit(compiled)
             batches = self._score(compiled, indices, from_field=self.has_field)
             raw = [float(batch.pred_score) for batch in batches if batch.pred_score is not None]
             return self._measure(metric, batches), raw
@@ -112,9 +111,8 @@ class Quantiser:
             The post-processor.
         """
         if self.has_field:
-            self._fit_density(_compile(network))
-            old, new = (dict(model.density.named_buffers()) for model in (self.original, self.model))
-            quantisation.replace_constants(network, old, new)
+            self._fit(_compile(network))
+            quantisation.replace_constants(network, self.original.fitted_buffers(), self.model.fitted_buffers())
             quantisation.hide_field(network)
         if self.can_validate:
             compiled = _compile(network)
@@ -125,15 +123,12 @@ class Quantiser:
             )
         return self.post_processor
 
-    def _fit_density(self, compiled: Any) -> None:  # noqa: ANN401
-        """Fit the density on the fields of all training images, without any anomaly."""
+    def _fit(self, compiled: Any) -> None:  # noqa: ANN401
+        """Fit density and score constants on the fields of all training images, without any anomaly."""
         dataset = self.datamodule.train_data
-        moments = StreamingMoments()
-        for index in range(len(dataset)):
-            outputs = compiled(dataset[index].image[None].numpy())
-            field = torch.from_numpy(outputs[quantisation.FIELD].copy())
-            moments.update(field.flatten(2).permute(2, 0, 1))
-        self.model.density.fit(moments)
+        images = (dataset[index].image[None].numpy() for index in range(len(dataset)))
+        fields = [torch.from_numpy(compiled(image)[quantisation.FIELD].copy()) for image in images]
+        self.model.fit(lambda: fields)
 
     def _score(self, compiled: Any, indices: Iterable[int], from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
         """Score validation images.

@@ -3,6 +3,7 @@
 """The models, as anomalib sees them."""
 
 from anomalib_osdirf.models.diffusionad import DiffusionAD, DiffusionADModel
+from anomalib_osdirf.models.invad import InvAD, InvADModel
 from anomalib_osdirf.models.osdirf import OSDIRF, OSDIRFModel
 
-__all__ = ["OSDIRF", "DiffusionAD", "DiffusionADModel", "OSDIRFModel"]
+__all__ = ["OSDIRF", "DiffusionAD", "DiffusionADModel", "InvAD", "InvADModel", "OSDIRFModel"]

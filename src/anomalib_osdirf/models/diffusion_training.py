@@ -4,11 +4,12 @@
 
 import inspect
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from anomalib import LearningType
+from anomalib.metrics import Evaluator
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,12 +18,14 @@ from torch.optim import Optimizer
 
 from anomalib_osdirf.data.resumable import ResumableDataModule, ResumableLoader
 from anomalib_osdirf.data.sixteen_bit import read_16_bit_grey
+from anomalib_osdirf.models.metrics import default_evaluator
 
 logger = logging.getLogger(__name__)
 
 # Lightning's own default, which `--trainer` passes on when the user says nothing.
 _LIGHTNING_MAX_EPOCHS = 1000
 _NEVER = 2**31 - 1
+MODEL_KEY = "osdirf_model"
 
 
 class ResumeCheckpoint(ModelCheckpoint):
@@ -47,15 +50,17 @@ class ResumeCheckpoint(ModelCheckpoint):
             self.best_model_path = ""
 
 
-class DiffusionTraining(LightningModule, ABC):
+class DiffusionTraining(LightningModule):
     """Duration, seed, final validation, checkpoints and resuming.
 
     A model is a direct subclass of a subclass of this and of ``AnomalibModule``. Its constructor's arguments are all
     plain values, kept in ``self.hparams``.
     """
 
+    network_class: ClassVar[type[torch.nn.Module]]  # what build_model builds
     model: Any
     pre_processor: Any
+    post_processor: Any
     trainer: Any
     make_pre_processor_exact: Callable[[], None]
 
@@ -101,9 +106,24 @@ class DiffusionTraining(LightningModule, ABC):
                 msg = f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number."
                 raise ValueError(msg)
 
-    @abstractmethod
-    def build_model(self, arguments: dict[str, Any]) -> torch.nn.Module:
-        """Build the torch module from the constructor's arguments."""
+    def build_model(self, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Build the torch module from those of the constructor's arguments that it takes."""
+        constructors = (vars(owner)["__init__"] for owner in self.network_class.__mro__ if "__init__" in vars(owner))
+        names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+        with torch.random.fork_rng(devices=[], enabled=arguments["seed"] is not None):
+            if arguments["seed"] is not None:
+                torch.manual_seed(arguments["seed"])
+            return self.network_class(**{name: value for name, value in arguments.items() if name in names})
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: training images are normal."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Metrics that are computed by default."""
+        return default_evaluator()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -246,6 +266,10 @@ class DiffusionTraining(LightningModule, ABC):
     def on_train_end(self) -> None:
         """Fit, validate once and save, wherever in an epoch the training ended."""
         super().on_train_end()
+        self.finish()
+
+    def finish(self) -> None:
+        """Fit what scores need, validate and save."""
         trainer = self.trainer
         validated = self._fitted_step == trainer.global_step
         self._fit_scoring()
@@ -277,6 +301,7 @@ class DiffusionTraining(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of batches and noise, so that a resumed training goes on as it would have."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint[MODEL_KEY] = type(self).__name__
         checkpoint["osdirf_seed"] = self._seed
         checkpoint["osdirf_fitted"] = self._fitted_step == self.trainer.global_step
 
@@ -288,12 +313,15 @@ class DiffusionTraining(LightningModule, ABC):
         """
         trainer = self._trainer
         fn = trainer.state.fn if trainer is not None else None
-        if fn == TrainerFn.TESTING and self._fitted_here and not self.is_fitted(checkpoint):
+        if fn == TrainerFn.TESTING and self._fitted_here and not self.can_score(checkpoint):
             # `anomalib train --ckpt_path` resumes from a checkpoint and then tests that same, unfinished one.
             logger.info("Testing the model that was just trained, not the checkpoint that its training resumed from.")
             checkpoint["state_dict"] = self.state_dict()
             return
-        self._adopt_arguments(checkpoint.get("hyper_parameters", {}))
+        saved, relative = checkpoint.get("hyper_parameters", {}), self.relative_of(checkpoint)
+        self._adopt_arguments(saved if relative is None else self.shared_arguments(saved))
+        if relative is not None:
+            self.take_over(checkpoint, relative)
         super().on_load_checkpoint(checkpoint)
         self.make_pre_processor_exact()
         datamodule = getattr(trainer, "datamodule", None)
@@ -305,8 +333,33 @@ class DiffusionTraining(LightningModule, ABC):
         if self._loader is not None:
             self._loader.seed = self._seed
 
-    @staticmethod
-    def is_fitted(checkpoint: dict[str, Any]) -> bool:
+    def relatives(self) -> set[str]:
+        """Names of the models whose checkpoints can be loaded besides this one's."""
+        return set()
+
+    def relative_of(self, checkpoint: dict[str, Any]) -> str | None:
+        """Return the name of the relative that a checkpoint is of, ``None`` for this model's own.
+
+        Raises:
+            ValueError: If the checkpoint is of a model that is no relative.
+        """
+        own = type(self).__name__
+        name: str = checkpoint.get(MODEL_KEY, own)
+        if name == own:
+            return None
+        if name not in self.relatives():
+            msg = f"ckpt_path holds a trained {name}, which can't be loaded as {own}; use --model {name}."
+            raise ValueError(msg)
+        return name
+
+    def shared_arguments(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return those of a relative's arguments that mean the same here."""
+        return saved
+
+    def take_over(self, checkpoint: dict[str, Any], relative: str) -> None:
+        """Turn a relative's checkpoint into one of this model, as far as they share anything."""
+
+    def can_score(self, checkpoint: dict[str, Any]) -> bool:
         """Tell whether a checkpoint was saved at the end of a training, or at a validation during it."""
         return bool(checkpoint.get("osdirf_fitted", False))
 

@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a diffusion model on frozen features, shared by every model that reads anomalies out of one."""
 
+import inspect
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from math import ceil
+from functools import partial
+from math import ceil, cos, pi
 from typing import Any
 
 import torch
+from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,36 +26,48 @@ from anomalib_osdirf.data.feature_cache import (
     reason_not_to_cache,
 )
 from anomalib_osdirf.features import StreamingMoments
-from anomalib_osdirf.models.diffusion_training import DiffusionTraining
+from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
+from anomalib_osdirf.models.feature_network import FeatureNetwork
 from anomalib_osdirf.models.progress import phase
 
 logger = logging.getLogger(__name__)
 
 _SCORING_BATCH = 64
+# What is each model's own: arguments by their names, and the parts of the state by how their names begin.
+_READ_OUT_ARGUMENTS = ("density", "image_score")
+_READ_OUT = ("model.density.", "model.score.", "post_processor.")
 
 
 class FeatureDiffusion(DiffusionTraining):
-    """Feature pass, cached training and density fit.
+    """Feature pass, cached training and density fit of a ``FeatureNetwork``.
 
-    The torch module ``self.model`` has ``backbone``, ``whitening``, ``denoiser``, ``ema``, ``density``,
-    ``extract_features``, ``training_loss`` and ``field``.
+    Models on frozen features train alike and differ in the read-out alone, so a checkpoint of one loads as another:
+    features and denoiser are taken over, density, score constants and thresholds are fitted anew.
     """
 
     training_arguments = DiffusionTraining.training_arguments | {
         "pre_trained",
         "backbone_weights",
+        "initial_learning_rate",
+        "final_learning_rate",
         "weight_decay",
         "warmup_steps",
+        "warmup_epochs",
         "feature_cache",
         "cache_memory_gb",
     }
+    positive_arguments = (*DiffusionTraining.positive_arguments, "warmup_epochs")
     non_negative_arguments = (
         *DiffusionTraining.non_negative_arguments,
+        "initial_learning_rate",
+        "final_learning_rate",
         "weight_decay",
         "warmup_steps",
         "cache_memory_gb",
     )
 
+    model: FeatureNetwork
+    _trained_as: str | None = None  # another model's name, until the read-out is fitted anew
     _cached_loader: CachedFeatureLoader | None = None
     _image_loader: DataLoader | None = None
 
@@ -157,18 +172,21 @@ class FeatureDiffusion(DiffusionTraining):
         logger.info("Feature pass: %d images in %.1f s; %s.", num_images, time.perf_counter() - start, where)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a linear warm-up and a cosine decay to zero over the whole training."""
-        from diffusers.optimization import get_cosine_schedule_with_warmup
-
+        """AdamW with a linear warm-up and a cosine decay over the whole training."""
         self._set_duration()
+        peak = self.hparams["learning_rate"]
         optimizer = torch.optim.AdamW(
-            self.model.denoiser.parameters(),
-            lr=self.hparams["learning_rate"],
-            weight_decay=self.hparams["weight_decay"],
+            self.model.denoiser.parameters(), lr=peak, weight_decay=self.hparams["weight_decay"]
         )
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = min(self.hparams["warmup_steps"], total // 10)
-        schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+        if self.hparams["warmup_epochs"] is not None:
+            warmup = self.hparams["warmup_epochs"] * ceil(self.trainer.num_training_batches)
+        else:
+            warmup = min(self.hparams["warmup_steps"], total // 10)
+        first, last = self.hparams["initial_learning_rate"] / peak, self.hparams["final_learning_rate"] / peak
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(warmup_cosine, warmup=warmup, total=total, first=first, last=last)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401
@@ -198,31 +216,150 @@ class FeatureDiffusion(DiffusionTraining):
         super().optimizer_step(*args, **kwargs)
         self.model.ema.update_parameters(self.model.denoiser)
 
-    # ------------------------------------------------------------------ density
+    # ------------------------------------------------------------------ read-out
 
     @torch.no_grad()
     def fit_scoring(self) -> None:
-        """Fit the Gaussian on the training images' fields, under the averaged denoiser."""
+        """Fit density and score constants on the training images' fields, under the averaged denoiser."""
         start = time.perf_counter()
-        moments = StreamingMoments()
-        for batch in self._batches("Density fit"):
-            moments.update(self.model.field(self._features(batch)).flatten(2).permute(2, 0, 1))
-        self.model.density.fit(moments)
+        network = self.model.deployed()
+        network.fit(
+            lambda: (
+                network.field(self.model.whitening(self._features(batch))) for batch in self._batches("Density fit")
+            )
+        )
+        self._trained_as = None
         logger.info(
             "Density fit: %s on %d images in %.1f s.",
             self.hparams["density"],
-            moments.count,
+            self.model.density.num_images,
             time.perf_counter() - start,
         )
 
-    @staticmethod
-    def is_fitted(checkpoint: dict[str, Any]) -> bool:
-        """Tell whether a checkpoint has a fitted density."""
+    def can_score(self, checkpoint: dict[str, Any]) -> bool:
+        """Tell whether a checkpoint has a fitted density of this model."""
         state = checkpoint.get("state_dict", {}).get("model.density._extra_state", {})
-        return bool(state.get("num_images", 0))
+        return bool(state.get("num_images", 0)) and self.relative_of(checkpoint) is None
+
+    def check_fitted(self) -> None:
+        """Raise an error if the model can't score yet.
+
+        Raises:
+            RuntimeError: If so.
+        """
+        if self._trained_as is not None:
+            name = type(self).__name__
+            msg = (
+                f"This checkpoint was trained as {self._trained_as}, and what {name} scores by must be fitted on "
+                f"training images first: `anomalib train --model {name} --ckpt_path` with the training's data does "
+                f"that, without training again, and writes a checkpoint of {name}."
+            )
+            raise RuntimeError(msg)
+        super().check_fitted()
+
+    def on_fit_end(self) -> None:
+        """Fit the read-out of another model's finished training, which Lightning has nothing to train on."""
+        super().on_fit_end()
+        if self._trained_as is not None:
+            self.finish()
+
+    def on_validation_start(self) -> None:
+        """Fit the read-out of another model's training; its thresholds come from this validation."""
+        super().on_validation_start()
+        if self._trained_as is not None:
+            self._use_training_images()
+            self.fit_scoring()
+
+    def on_test_start(self) -> None:
+        """Fit the read-out of another model's training, and thresholds on validation images."""
+        super().on_test_start()
+        if self._trained_as is not None:
+            self._use_training_images()
+            self.fit_scoring()
+            self._fit_thresholds()
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict what there is no read-out for."""
+        super().on_predict_start()
+        self.check_fitted()
+
+    def _use_training_images(self) -> None:
+        """Make :meth:`_batches` go through the datamodule's training images outside a training."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            self.check_fitted()
+        datamodule.setup(TrainerFn.FITTING)
+        self._image_loader = ordered(datamodule.train_dataloader())
+
+    @torch.no_grad()
+    def _fit_thresholds(self) -> None:
+        """Fit thresholds, minima and maxima as a validation does."""
+        if not isinstance(self.post_processor, Callback):
+            return
+        batches = self.trainer.datamodule.val_dataloader()
+        for index, batch in enumerate(phase("Thresholds", batches, len(batches), visible=True)):
+            batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
+            if isinstance(self.pre_processor, Callback):
+                self.pre_processor.on_validation_batch_start(self.trainer, self, batch, index)
+            self.post_processor.on_validation_batch_end(self.trainer, self, self.validation_step(batch), batch, index)
+        self.post_processor.on_validation_epoch_end(self.trainer, self)
 
     def teardown(self, stage: str) -> None:
         """Let go of the cache."""
         super().teardown(stage)
-        if stage == "fit":
-            self._cached_loader = self._image_loader = None
+        self._cached_loader = self._image_loader = None
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def relatives(self) -> set[str]:
+        """See :meth:`DiffusionTraining.relatives`."""
+        return {model.__name__ for model in FeatureDiffusion.__subclasses__()}
+
+    def shared_arguments(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`DiffusionTraining.shared_arguments`."""
+        return {name: value for name, value in saved.items() if name not in _READ_OUT_ARGUMENTS}
+
+    def take_over(self, checkpoint: dict[str, Any], relative: str) -> None:
+        """Keep this model's own, unfitted read-out and thresholds in the place of the relative's."""
+        self._trained_as = relative
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith(_READ_OUT)]:
+            del state[name]
+        state.update({name: value for name, value in self.state_dict().items() if name.startswith(_READ_OUT)})
+        if isinstance(self.post_processor, Callback):  # which Lightning restores as such, too
+            checkpoint.get("callbacks", {}).pop(self.post_processor.state_key, None)
+        logger.warning(
+            "The checkpoint was trained as %s: features and denoiser are taken over; density, image score and "
+            "thresholds of %s are fitted anew on training and validation images before it scores.",
+            relative,
+            type(self).__name__,
+        )
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load a checkpoint of this model or a relative, see Lightning."""
+        with anomalib_safe_globals(extra=cls.checkpoint_safe_globals()):  # type: ignore[attr-defined] # AnomalibModule's
+            saved = torch.load(checkpoint_path, map_location="cpu", weights_only=kwargs.get("weights_only", True))
+        if saved.get(MODEL_KEY, cls.__name__) != cls.__name__:
+            parameters = inspect.signature(cls.__init__).parameters
+            kwargs = {**{name: parameters[name].default for name in _READ_OUT_ARGUMENTS}, **kwargs}
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+
+def warmup_cosine(step: int, warmup: int, total: int, first: float, last: float) -> float:
+    """Learning rate at a step as a share of its peak: a linear warm-up, then half a cosine down.
+
+    Args:
+        step: Steps done, from 0.
+        warmup: Steps of the warm-up.
+        total: Steps of the whole training.
+        first: Share at the first step.
+        last: Share at the end.
+
+    Returns:
+        The share.
+    """
+    if step < warmup:
+        return first + (1 - first) * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return last + (1 - last) * 0.5 * (1 + cos(pi * progress))

@@ -25,7 +25,7 @@ def _moments(fields: torch.Tensor) -> StreamingMoments:
 def test_standard_matches_scipy() -> None:
     field = torch.randn(4, 5, 2, 3)
     expected = -multivariate_normal(np.zeros(5)).logpdf(field.permute(0, 2, 3, 1).double().numpy())
-    np.testing.assert_allclose(StandardGaussian()(field).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(StandardGaussian(field.shape[1])(field).numpy(), expected, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=20)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The identities of DDIM inversion and its residual field, against independent float64 references."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from hypothesis import strategies as st
 
 from anomalib_osdirf.diffusion import (
     NoiseSchedule,
+    ddim_inversion,
     ddim_inversion_step,
     diffusion_state,
     finite_difference_field,
     inverse_residual_field,
+    inversion_timesteps,
 )
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # float64, independent of diffusers
@@ -56,10 +60,10 @@ def test_finite_difference_of_a_step_is_the_field(pair: tuple[int, int], seed: i
     source, target = pair
     z = torch.tensor(np.random.default_rng(seed).normal(size=(2, 3, 2, 2)))
 
-    def denoiser(state: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        return torch.sin(3 * state) + timesteps[:, None, None, None] / 1000
+    def denoiser(state: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3 * state) + source / 1000
 
-    field = inverse_residual_field(denoiser, z, source, ABAR[source], "scaled")
+    field = inverse_residual_field(denoiser, z, ABAR[source], "scaled")
     z_s = diffusion_state(z, ABAR[source], "scaled")
     z_t = ddim_inversion_step(z_s, field, ABAR[source], ABAR[target])
     residual = finite_difference_field(z_s, z_t, ABAR[source], ABAR[target])
@@ -69,6 +73,60 @@ def test_finite_difference_of_a_step_is_the_field(pair: tuple[int, int], seed: i
 def test_the_process_ends_in_the_predicted_noise() -> None:
     z, eps = torch.randn(2, 4, dtype=torch.float64)
     torch.testing.assert_close(ddim_inversion_step(z, eps, ABAR[700], 0.0), eps)
+
+
+def _tanh_denoiser(timestep: int, state: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(state) + timestep / 500
+
+
+@given(
+    timesteps=st.lists(st.integers(0, 999), min_size=1, max_size=6, unique=True).map(sorted),
+    seed=st.integers(0, 2**31),
+)
+def test_inversion_matches_numpy(timesteps: list[int], seed: int) -> None:
+    """Predict the clean sample and put it at the next timestep, at the end at abar = 0."""
+    z = np.random.default_rng(seed).normal(size=(2, 3))
+    abar = [*ABAR[timesteps], 0.0]
+    expected = z
+    for step, timestep in enumerate(timesteps):
+        eps = np.tanh(expected) + timestep / 500
+        clean = (expected - np.sqrt(1 - abar[step]) * eps) / np.sqrt(abar[step])
+        expected = np.sqrt(abar[step + 1]) * clean + np.sqrt(1 - abar[step + 1]) * eps
+    denoisers = [
+        partial(lambda timestep, state: torch.tanh(state) + timestep / 500, timestep) for timestep in timesteps
+    ]
+    result = ddim_inversion(denoisers, torch.tensor(z), list(ABAR[timesteps]))
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("count", "spacing", "expected"),
+    [
+        (3, "paper", [333, 666, 999]),
+        (3, "released", [0, 500, 999]),
+        (1, "paper", [999]),
+        (1, "released", [0]),
+        (5, "released", [0, 250, 500, 749, 999]),
+        (2, [10, 400], [10, 400]),
+    ],
+)
+def test_inversion_timesteps(count: int, spacing: str | list[int], expected: list[int]) -> None:
+    assert inversion_timesteps(count, spacing) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "spacing", "match"),
+    [
+        (0, "paper", "num_inference_steps=0 is out of range; use 1 to 1000"),
+        (3, "linear", "timestep_spacing='linear' is unknown; use paper, released, or a list"),
+        (2, [5, 1000], "timestep_spacing=1000 is outside the noise schedule; use 0 to 999"),
+        (2, [400, 10], r"timestep_spacing=\[400, 10\] does not increase"),
+        (3, [10, 400], r"has 2 timesteps, num_inference_steps=3; use num_inference_steps=2"),
+    ],
+)
+def test_impossible_inversion_timesteps(count: int, spacing: str | list[int], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        inversion_timesteps(count, spacing)
 
 
 def test_states() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -24,7 +23,6 @@ from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, check_f
 from anomalib_osdirf.models.diffusion_training import DiffusionTraining
 from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel
 from anomalib_osdirf.models.exact_export import ExactExport
-from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.registration import register
 
 logger = logging.getLogger(__name__)
@@ -94,6 +92,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
     positive_arguments = (*DiffusionTraining.positive_arguments, "segmentation_learning_rate")
 
     model: DiffusionADModel
+    network_class = DiffusionADModel
 
     def __init__(
         self,
@@ -136,26 +135,6 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         self._check_pre_processor()
         self.make_pre_processor_exact()
         self.model = self.build_model(dict(self.hparams))
-
-    def build_model(self, arguments: dict[str, Any]) -> DiffusionADModel:
-        """Build the torch module from the constructor's arguments."""
-        names = (
-            "base_channels",
-            "channel_multipliers",
-            "residual_blocks",
-            "attention_levels",
-            "segmentation_channels",
-            "timestep_n",
-            "timestep_b",
-            "timestep_boundary",
-            "guidance_strength",
-            "ema_decay",
-            "noise_seed",
-        )
-        with torch.random.fork_rng(devices=[], enabled=arguments["seed"] is not None):
-            if arguments["seed"] is not None:
-                torch.manual_seed(arguments["seed"])
-            return DiffusionADModel(**{name: arguments[name] for name in names})
 
     def _check_pre_processor(self) -> None:
         """Refuse normalised images: noise, painted anomalies and the estimates' range are made for [0, 1]."""
@@ -247,20 +226,10 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
 
     # ------------------------------------------------------------------ the rest of anomalib's contract
 
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class: training images are normal."""
-        return LearningType.ONE_CLASS
-
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Pre-processor that is used by default: resized images in [0, 1]."""
         return PreProcessor(Compose([Resize(image_size or (256, 256), antialias=True)]))
-
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Metrics that are computed by default."""
-        return default_evaluator()
 
 
 register(DiffusionAD)

@@ -3,10 +3,7 @@
 """OSD-IRF as an anomalib model."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from anomalib import LearningType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -15,7 +12,6 @@ from anomalib.visualization import Visualizer
 
 from anomalib_osdirf.models.exact_export import ExactExport
 from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
-from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.models.osdirf.torch_model import OSDIRFModel
 from anomalib_osdirf.registration import register
 
@@ -36,7 +32,8 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
-        denoiser: ``mlp``, which looks at each position alone, or ``dit_s``, a small transformer. Defaults to ``mlp``.
+        denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
+            ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
         timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``125``.
         state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
             Defaults to ``scaled``.
@@ -45,8 +42,11 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third) or ``mean``.
             Defaults to ``top_k``.
         learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
+        initial_learning_rate: Learning rate that the linear warm-up starts from. Defaults to ``0.0``.
+        final_learning_rate: Learning rate that the cosine decay ends at. Defaults to ``0.0``.
         weight_decay: Weight decay of AdamW. Defaults to ``0.0``.
         warmup_steps: Steps of linear warm-up, a tenth of the training at most. Defaults to ``100``.
+        warmup_epochs: Epochs of linear warm-up, instead of ``warmup_steps``. Defaults to ``None``.
         gradient_clip_norm: Largest gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` goes before it.
             Defaults to ``1.0``.
         ema_decay: Decay of the denoiser's exponential moving average, which is what is evaluated. Defaults to
@@ -79,6 +79,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
     """
 
     model: OSDIRFModel
+    network_class = OSDIRFModel
 
     def __init__(
         self,
@@ -94,8 +95,11 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         density: str = "position_full",
         image_score: str = "top_k",
         learning_rate: float = 1e-3,
+        initial_learning_rate: float = 0.0,
+        final_learning_rate: float = 0.0,
         weight_decay: float = 0.0,
         warmup_steps: int = 100,
+        warmup_epochs: int | None = None,
         gradient_clip_norm: float = 1.0,
         ema_decay: float = 0.999,
         seed: int | None = None,
@@ -119,35 +123,6 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         self.check_training_arguments()
         self.make_pre_processor_exact()
         self.model = self.build_model(dict(self.hparams))
-
-    def build_model(self, arguments: dict[str, Any]) -> OSDIRFModel:
-        """Build the torch module from the constructor's arguments."""
-        names = (
-            "backbone",
-            "layers",
-            "feature_dim",
-            "grid_size",
-            "denoiser",
-            "timestep",
-            "state",
-            "density",
-            "image_score",
-            "ema_decay",
-        )
-        with torch.random.fork_rng(devices=[], enabled=arguments["seed"] is not None):
-            if arguments["seed"] is not None:
-                torch.manual_seed(arguments["seed"])
-            return OSDIRFModel(**{name: arguments[name] for name in names})
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class: training images are normal."""
-        return LearningType.ONE_CLASS
-
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Metrics that are computed by default."""
-        return default_evaluator()
 
 
 register(OSDIRF)

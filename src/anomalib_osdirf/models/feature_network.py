@@ -1,0 +1,209 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network that every model on frozen features shares: image -> features -> field of the denoiser -> read-out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from anomalib_osdirf.denoisers import build_denoiser
+from anomalib_osdirf.denoisers.ema import EMAUpdate
+from anomalib_osdirf.density import build_density
+from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule
+from anomalib_osdirf.features import PCAWhitening, StreamingMoments, build_backbone
+from anomalib_osdirf.models.messages import NEVER_FITTED
+
+
+class FeatureNetwork(nn.Module, ABC):
+    """A denoiser on the features of a frozen backbone, and the Gaussian of the field that is read out of it.
+
+    Args:
+        backbone: timm model name, or ``filter_bank``.
+        layers: Layers of the backbone; ``None`` takes those of stride 2 to 16.
+        feature_dim: PCA rank; ``None`` keeps all channels, standardised only.
+        grid_size: Side of the feature grid.
+        denoiser: Name of the denoiser.
+        density: Gaussian of the field.
+        ema_decay: Decay of the denoiser's exponential moving average.
+
+    Raises:
+        ValueError: If an argument is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str] | None,
+        feature_dim: int | None,
+        grid_size: int,
+        denoiser: str,
+        density: str,
+        ema_decay: float,
+    ) -> None:
+        super().__init__()
+        if not 0 <= ema_decay < 1:
+            msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
+            raise ValueError(msg)
+        self._deployed: tuple[ReadOutNetwork] | None = None
+        self.backbone = build_backbone(backbone, layers, grid_size)
+        self.whitening = PCAWhitening(self.backbone.out_channels, feature_dim)
+        self.schedule = NoiseSchedule()
+        dim = self.whitening.out_channels
+        self.denoiser = build_denoiser(denoiser, dim, grid_size)
+        self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
+        self.density = build_density(density, dim, grid_size)
+
+    @abstractmethod
+    def deploy(self) -> "ReadOutNetwork":
+        """Build the network that scores from the present weights."""
+
+    @torch.no_grad()
+    def extract_features(self, images: Tensor) -> Tensor:
+        """Backbone features on the grid, before whitening.
+
+        Args:
+            images: Pre-processed images, shape ``(B, 3, H, W)``.
+
+        Returns:
+            Shape ``(B, C, h, w)``.
+        """
+        return self.backbone.pool(self.backbone(images))
+
+    def training_loss(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """DDPM objective: mean squared error of the predicted noise at random timesteps (Ho et al. 2020, eq. 14).
+
+        Args:
+            features: Backbone features of normal images, shape ``(B, C, h, w)``.
+            generator: Source of timesteps and noise, on the features' device.
+
+        Returns:
+            Scalar loss.
+        """
+        z = self.whitening(features)
+        noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+        timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, (z.shape[0],), generator=generator, device=z.device)
+        prediction = self.denoiser(self.schedule.add_noise(z, noise, timesteps), timesteps)
+        return functional.mse_loss(prediction.float(), noise.float())
+
+    def deployed(self) -> "ReadOutNetwork":
+        """Return the network that scores: no training weights, the timesteps folded into the averaged denoiser.
+
+        It is built when first asked for, and anew after a change of weights, device or precision.
+        """
+        if self._deployed is None:
+            # In a tuple, because it shares submodules and must not show up in the state dict.
+            self._deployed = (self.deploy(),)
+        return self._deployed[0]
+
+    def train(self, mode: bool = True) -> "FeatureNetwork":
+        """Switch between training and evaluation; training changes weights."""
+        if mode:
+            self._deployed = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FeatureNetwork":
+        """Convert weights, as every move to a device or precision does."""
+        self._deployed = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
+        """Load weights, of this module alone or as a part of another."""
+        self._deployed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def check_fitted(self) -> None:
+        """Raise an error if the density was never fitted.
+
+        Raises:
+            RuntimeError: If so.
+        """
+        if self.density.num_images == 0:
+            raise RuntimeError(NEVER_FITTED)
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images, see :meth:`ReadOutNetwork.forward`.
+
+        Raises:
+            RuntimeError: If the density was never fitted.
+        """
+        self.check_fitted()
+        batch: InferenceBatch = self.deployed()(images)
+        return batch
+
+
+class ReadOutNetwork(nn.Module, ABC):
+    """The part of a fitted :class:`FeatureNetwork` that scores images, and that is exported.
+
+    Args:
+        model: The fitted model, whose whitening and density are shared.
+    """
+
+    def __init__(self, model: FeatureNetwork) -> None:
+        super().__init__()
+        self.backbone = model.backbone.folded()
+        self.whitening = model.whitening
+        self.density = model.density
+
+    @abstractmethod
+    def field(self, z: Tensor) -> Tensor:
+        """Ask the denoiser about whitened features.
+
+        Args:
+            z: Whitened features, shape ``(B, D, h, w)``.
+
+        Returns:
+            The field that is scored, same shape.
+        """
+
+    @abstractmethod
+    def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
+        """Turn fields into scores and maps.
+
+        Args:
+            field: Fields, shape ``(B, D, h, w)``.
+            size: Height and width of the maps.
+
+        Returns:
+            See :meth:`forward`.
+        """
+
+    def field_of(self, features: Tensor) -> Tensor:
+        """Return the field of backbone features on the grid, shape ``(B, C, h, w)``."""
+        return self.field(self.whitening(features))
+
+    def fit(self, fields: Callable[[], Iterable[Tensor]]) -> None:
+        """Fit the density on the fields of normal training images.
+
+        Args:
+            fields: Returns the fields of all training images in batches ``(B, D, h, w)``, whenever it is called.
+        """
+        moments = StreamingMoments()
+        for field in fields():
+            moments.update(field.flatten(2).permute(2, 0, 1))
+        self.density.fit(moments)
+
+    def fitted_buffers(self) -> dict[str, Tensor]:
+        """Return what :meth:`fit` has set, as far as :meth:`read_out` uses it."""
+        return dict(self.density.named_buffers())
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images.
+
+        Args:
+            images: Pre-processed images, shape ``(B, 3, H, W)``.
+
+        Returns:
+            ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
+        """
+        return self.read_out(self.field_of(self.backbone.pool(self.backbone(images))), images.shape[-2:])
+
+
+def upsampled(grid: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring values ``(B, h, w)`` to the size of the image, bilinearly: shape ``(B, 1, H, W)``."""
+    return functional.interpolate(grid[:, None], size=tuple(size), mode="bilinear", align_corners=False)

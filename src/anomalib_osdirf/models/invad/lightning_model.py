@@ -1,0 +1,130 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""InvAD as an anomalib model."""
+
+from collections.abc import Sequence
+
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+
+from anomalib_osdirf.models.exact_export import ExactExport
+from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
+from anomalib_osdirf.models.invad.torch_model import InvADModel
+from anomalib_osdirf.registration import register
+
+
+class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
+    """Anomaly detection by DDIM inversion of features (InvAD, arXiv 2504.05662).
+
+    Training is OSD-IRF's: a denoiser on the features of normal images. At test time several steps of DDIM inversion,
+    one evaluation of the denoiser each, end at a latent; its length at each position is the anomaly map. A checkpoint
+    of OSDIRF loads as InvAD and the other way round.
+
+    Args:
+        backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
+            Defaults to ``efficientnet_b4``.
+        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 2, 4, 8 and
+            16. Defaults to ``None``.
+        pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
+        backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
+        feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
+            standardised. Defaults to ``96``.
+        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
+        denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
+            ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
+        num_inference_steps: Number of inversion steps, one evaluation of the denoiser each. Defaults to ``3``.
+        timestep_spacing: Timesteps at which the denoiser is asked: ``paper`` ([333, 666, 999] for three steps),
+            ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``paper``.
+        density: Gaussian of the latent: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
+            covariance. Defaults to ``standard``.
+        image_score: What makes an image's score: ``nll``, the negative log density of the whole latent; ``diff``, the
+            largest minus the smallest length at any position; or ``nll_diff``, their sum, each in standard deviations
+            of the training images. Defaults to ``nll_diff``.
+        learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
+        initial_learning_rate: Learning rate that the linear warm-up starts from. Defaults to ``0.0``.
+        final_learning_rate: Learning rate that the cosine decay ends at. Defaults to ``0.0``.
+        weight_decay: Weight decay of AdamW. Defaults to ``0.0``.
+        warmup_steps: Steps of linear warm-up, a tenth of the training at most. Defaults to ``100``.
+        warmup_epochs: Epochs of linear warm-up, instead of ``warmup_steps``. Defaults to ``None``.
+        gradient_clip_norm: Largest gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` goes before it.
+            Defaults to ``1.0``.
+        ema_decay: Decay of the denoiser's exponential moving average, which is what is evaluated. Defaults to
+            ``0.999``.
+        seed: Seed of the initial weights, of the order of images and of the training's noise; ``None`` follows torch's
+            global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.) Defaults to ``None``.
+        max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
+            Defaults to ``1500``.
+        max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
+        check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
+            ``None``.
+        checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
+        feature_cache: Compute features once and train on them, where the data are not augmented. Defaults to ``True``.
+        cache_memory_gb: Size in GiB above which the cache is a memory-mapped file. Defaults to ``4.0``.
+        pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and ImageNet normalisation. Defaults to
+            ``True``.
+        post_processor: Post-processor, or ``True`` for anomalib's. Defaults to ``True``.
+        evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
+            ``True``.
+        visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
+
+    Raises:
+        ValueError: If an argument is unknown or out of range.
+
+    Example:
+        >>> from anomalib.data import Folder
+        >>> from anomalib.engine import Engine
+        >>> model = InvAD(backbone="mobilenetv2_100", backbone_weights="mobilenetv2_100.safetensors")
+        >>> Engine().train(model, datamodule=Folder("parts", root="parts", normal_dir="good"))  # doctest: +SKIP
+    """
+
+    model: InvADModel
+    network_class = InvADModel
+
+    def __init__(
+        self,
+        backbone: str = "efficientnet_b4",
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        backbone_weights: str | None = None,
+        feature_dim: int | None = 96,
+        grid_size: int = 8,
+        denoiser: str = "mlp",
+        num_inference_steps: int = 3,
+        timestep_spacing: str | list[int] = "paper",
+        density: str = "standard",
+        image_score: str = "nll_diff",
+        learning_rate: float = 1e-3,
+        initial_learning_rate: float = 0.0,
+        final_learning_rate: float = 0.0,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 100,
+        warmup_epochs: int | None = None,
+        gradient_clip_norm: float = 1.0,
+        ema_decay: float = 0.999,
+        seed: int | None = None,
+        max_steps: int = 1500,
+        max_epochs: int | None = None,
+        check_val_every_n_epoch: int | None = None,
+        checkpoint_every_n_steps: int = 200,
+        feature_cache: bool = True,
+        cache_memory_gb: float = 4.0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.check_training_arguments()
+        self.make_pre_processor_exact()
+        self.model = self.build_model(dict(self.hparams))
+
+
+register(InvAD)
