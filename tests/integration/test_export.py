@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.export import options, quantisation
+from exactness import TOLERANCES, compare, export, predict, textured_files, unclip
 from processor import has_bfloat16
 from small_data import small_folder
 from textures import textured_image
@@ -35,44 +36,17 @@ def _images(batch: int, height: int, width: int) -> np.ndarray:
     )
 
 
-def _export(kind: str, root: Path, checkpoint: Path, compression: str | None = None, **arguments: Any) -> Path:
-    engine = Engine(default_root_dir=root, accelerator="cpu", devices=1)
-    path = engine.export(
-        OSDIRF(), kind, export_root=root, ckpt_path=checkpoint, compression_type=compression, **arguments
-    )
-    return Path(str(path))
-
-
 @pytest.fixture(scope="module")
 def unclipped(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint with its range of scores moved to the textured images': a clipped score would hide a drift."""
-    root = tmp_path_factory.mktemp("unclipped")
-    checkpoint = torch.load(trained.checkpoint, weights_only=False)
-    raw = _predict(
-        OSDIRF.load_from_checkpoint(trained.checkpoint, post_processor=False), _textured_files(root / "images"), root
-    )
-    # Lightning restores the post-processor twice, as a part of the model and as a callback.
-    states = {"post_processor.": checkpoint["state_dict"], "": checkpoint["callbacks"]["PostProcessor"]}
-    for name, values in (
-        ("image", torch.stack([batch.pred_score.squeeze() for batch in raw])),
-        ("pixel", torch.cat([batch.anomaly_map.flatten() for batch in raw])),
-    ):
-        for prefix, state in states.items():
-            low, high = state[f"{prefix}{name}_min"], state[f"{prefix}{name}_max"]
-            middle, half = (values.min() + values.max()) / 2, max(high - low, 1.2 * (values.max() - values.min())) / 2
-            assert f"{prefix}_{name}_threshold" in state
-            state[f"{prefix}_{name}_threshold"] = middle
-            state[f"{prefix}{name}_min"], state[f"{prefix}{name}_max"] = middle - half, middle + half
-    torch.save(checkpoint, root / "model.ckpt")
-    return root / "model.ckpt"
+    return unclip(trained.checkpoint, OSDIRF, tmp_path_factory.mktemp("unclipped"))
 
 
 @pytest.fixture(scope="module")
 def exported(unclipped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("export")
-    files = {kind: _export(kind, root, unclipped) for kind in ("torch", "onnx", "openvino")}
+    files = {kind: export(kind, root, unclipped) for kind in ("torch", "onnx", "openvino")}
     for compression in ("FP16", "INT8"):
-        files[compression] = _export("openvino", root / compression, unclipped, compression)
+        files[compression] = export("openvino", root / compression, unclipped, compression)
     return files
 
 
@@ -159,36 +133,10 @@ def test_exports_hold_no_training_weights(exported: dict[str, Path], reference: 
     assert type(reference.model).__name__ == "OSDIRFModel"
 
 
-TOLERANCES = {
-    "torch": (1e-5, 1e-4),
-    "onnx": (1e-5, 1e-4),
-    "openvino": (1e-5, 1e-4),
-    "FP16": (2e-3, 2e-2),
-    "INT8": (1e-2, 1e-1),
-}
-
-
-def _textured_files(folder: Path) -> Path:
-    """Draw images of other sizes and shapes than the model's; flat ones would hide a wrong resize."""
-    folder.mkdir()
-    rng = np.random.default_rng(1)
-    for height, width in ((900, 700), (300, 1200), (64, 64), (50, 41)):
-        cv2.imwrite(str(folder / f"{height}.png"), textured_image(rng, height, width))
-    cv2.imwrite(str(folder / "grey.png"), textured_image(rng, 90, 130)[..., 0])
-    return folder
-
-
-def _predict(model: OSDIRF, folder: Path, root: Path, checkpoint: Path | None = None) -> list[Any]:
-    engine = Engine(default_root_dir=root / "results", accelerator="cpu", devices=1, enable_progress_bar=False)
-    batches = engine.predict(model, data_path=folder, ckpt_path=checkpoint)
-    assert batches is not None
-    return list(batches)
-
-
 @pytest.fixture(scope="module")
 def predicted(unclipped: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     root = tmp_path_factory.mktemp("predicted")
-    batches = _predict(OSDIRF(), _textured_files(root / "images"), root, unclipped)
+    batches = predict(OSDIRF(), textured_files(root / "images"), root, unclipped)
     for batch in batches:
         assert 0 < float(batch.pred_score) < 1
         assert 0 < float(batch.anomaly_map.min()) < float(batch.anomaly_map.max()) < 1
@@ -206,37 +154,7 @@ def test_exports_say_what_engine_predict_says(
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     monkeypatch.chdir(tmp_path)
     assert len(predicted) == 5
-    _compare(predicted, exported[kind], *TOLERANCES[kind])
-
-
-def _compare(predicted: list[Any], file: Path, score_tolerance: float, map_tolerance: float) -> None:
-    predict = _runtime(file)
-    for batch in predicted:
-        score, anomaly_map, label, mask = predict(batch.image_path[0])
-        expected_score, expected_map = float(batch.pred_score), batch.anomaly_map.squeeze().numpy()
-        assert float(score) == pytest.approx(expected_score, abs=score_tolerance)
-        np.testing.assert_allclose(anomaly_map, expected_map, atol=map_tolerance)
-        if abs(expected_score - 0.5) > score_tolerance:
-            assert bool(label) == bool(batch.pred_label)
-        clear = np.abs(expected_map - 0.5) > map_tolerance
-        np.testing.assert_array_equal(mask[clear] > 0, batch.pred_mask.squeeze().numpy()[clear])
-
-
-def _runtime(file: Path) -> Callable[[str], tuple[np.ndarray, ...]]:
-    """Predict from an image file as a user would: anomalib's inferencers as they are, or ONNX Runtime."""
-    names = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
-    if file.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-
-        def predict(path: str) -> tuple[np.ndarray, ...]:
-            image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)[None].astype(np.float32) / 255
-            return tuple(output.squeeze() for output in session.run(names, {"input": image}))
-
-        return predict
-    inferencer = TorchInferencer(file, device="cpu") if file.suffix == ".pt" else OpenVINOInferencer(file)
-    return lambda path: tuple(np.asarray(getattr(inferencer.predict(path), name)).squeeze() for name in names)
+    compare(predicted, exported[kind], *TOLERANCES[kind])
 
 
 def test_exports_with_a_pre_processor_of_the_users(
@@ -257,10 +175,10 @@ def test_exports_with_a_pre_processor_of_the_users(
     )
     model = tiny(pre_processor=PreProcessor(transform))
     engine().fit(model, datamodule=folder())
-    predicted = _predict(model, _textured_files(tmp_path / "images"), tmp_path)
+    predicted = predict(model, textured_files(tmp_path / "images"), tmp_path)
     for kind in ("torch", "onnx", "openvino"):
         path = engine().export(model, kind, export_root=tmp_path / kind)
-        _compare(predicted, Path(str(path)), 1e-5, 1e-4)
+        compare(predicted, Path(str(path)), 1e-5, 1e-4)
 
 
 def _precisions(file: Path) -> set[str]:
@@ -288,7 +206,7 @@ def test_openvino_models_carry_float32(
 @pytest.mark.skipif(not has_bfloat16(), reason="OpenVINO does not compute in bfloat16 on this processor")
 def test_precision_can_be_left_to_the_device(trained: Any, tmp_path: Path) -> None:
     wanted = {"inference_precision": "any"}
-    assert "bf16" in _precisions(_export("openvino", tmp_path, trained.checkpoint, onnx_kwargs=wanted))
+    assert "bf16" in _precisions(export("openvino", tmp_path, trained.checkpoint, onnx_kwargs=wanted))
 
 
 def test_metadata_is_in_every_file(exported: dict[str, Path], reference: OSDIRF) -> None:
@@ -321,7 +239,7 @@ def test_a_raw_export_and_its_metadata_give_the_normalised_scores(
     image = _images(2, 90, 70)
     expected = openvino.Core().compile_model(exported["openvino"], "CPU")(image)
     for kind in ("onnx", "openvino"):
-        file = _export(kind, tmp_path, unclipped, onnx_kwargs={"post_processor": False})
+        file = export(kind, tmp_path, unclipped, onnx_kwargs={"post_processor": False})
         compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         assert {name for output in compiled.outputs for name in output.get_names()} == {"pred_score", "anomaly_map"}
         values = json.loads(file.with_suffix(".json").read_text())
@@ -353,7 +271,7 @@ class TestQuantised:
         # A class below the mixin's: the test images are none of the quantisation's business.
         datamodule.test_dataloader = None  # type: ignore[assignment,method-assign]
         return {
-            name: _export("openvino", root / name, trained.checkpoint, name, datamodule=datamodule, max_drop=1.0)
+            name: export("openvino", root / name, trained.checkpoint, name, datamodule=datamodule, max_drop=1.0)
             for name in ("INT8_PTQ", "INT8_ACQ")
         }
 
@@ -406,7 +324,7 @@ class TestQuantised:
 
         monkeypatch.setattr(nncf, "quantize_with_accuracy_control", lambda model, *_, **__: model)
         with pytest.raises(RuntimeError, match=r"max_drop=0\.01 can't be met"):
-            _export("openvino", tmp_path, trained.checkpoint, "INT8_ACQ", datamodule=small_folder(parts))
+            export("openvino", tmp_path, trained.checkpoint, "INT8_ACQ", datamodule=small_folder(parts))
         assert not list(tmp_path.rglob("*.xml"))
 
     def test_the_accuracy_bound_is_passed_on_and_measured_with_own_thresholds(
@@ -425,7 +343,7 @@ class TestQuantised:
             return nncf.quantize(model, calibration, ignored_scope=arguments["ignored_scope"])
 
         monkeypatch.setattr(nncf, "quantize_with_accuracy_control", control)
-        _export("openvino", tmp_path, trained.checkpoint, "INT8_ACQ", datamodule=small_folder(parts), max_drop=0.03)
+        export("openvino", tmp_path, trained.checkpoint, "INT8_ACQ", datamodule=small_folder(parts), max_drop=0.03)
         assert seen["max_drop"] == 0.03
         # What was measured is the network in float32: with its own threshold, the score behind that of a training.
         validation = small_folder(parts)
@@ -442,7 +360,7 @@ class TestQuantised:
 
 def _refused(match: str, error: type[Exception], trained: Any, root: Path, *arguments: Any, **more: Any) -> None:
     with pytest.raises(error, match=match):
-        _export("openvino", root, trained.checkpoint, *arguments, **more)
+        export("openvino", root, trained.checkpoint, *arguments, **more)
     assert not root.is_dir() or not [path for path in root.rglob("*") if "openvino" in str(path)]
 
 
@@ -484,10 +402,10 @@ class TestBadInput:
     def test_folder_that_can_not_be_written(self, trained: Any, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("not a folder")
         with pytest.raises(OSError, match=r"export_root='.*file/model' can't be written to \(Not a directory\)"):
-            _export("onnx", tmp_path / "file" / "model", trained.checkpoint)
+            export("onnx", tmp_path / "file" / "model", trained.checkpoint)
 
     @pytest.mark.parametrize("kind", ["onnx", "openvino"])
     def test_missing_extra(self, trained: Any, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(options, "find_spec", lambda _: None)
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'anomalib-osdirf\[openvino\]'"):
-            _export(kind, tmp_path, trained.checkpoint)
+            export(kind, tmp_path, trained.checkpoint)

@@ -139,8 +139,12 @@ def test_train_with_ckpt_path_tests_the_resumed_model(folder: MakeFolder, tiny: 
     with pytest.raises(RuntimeError, match="power cut"):
         run.fit(tiny(), datamodule=folder())
     kept = next(callback for callback in run.trainer.callbacks if isinstance(callback, ResumeCheckpoint))
-    metrics = engine().train(tiny(), datamodule=folder(), ckpt_path=kept.best_model_path)[0]
-    assert 0 <= metrics["image_AUROC"] <= 1
+    resumed = engine()
+    model = tiny()
+    metrics = resumed.train(model, datamodule=folder(), ckpt_path=kept.best_model_path)[0]
+    finished = OSDIRF.load_from_checkpoint(str(resumed.best_model_path))
+    assert dict(metrics) == pytest.approx(engine().test(finished, datamodule=folder())[0], abs=1e-6)
+    assert model.post_processor.image_threshold == finished.post_processor.image_threshold
 
 
 def test_trainer_arguments_win_over_the_models(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:

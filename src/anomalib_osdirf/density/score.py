@@ -49,13 +49,13 @@ class StandardisedSum(nn.Module):
         num_terms: Number of quantities.
     """
 
-    mean: Tensor
     scale: Tensor
+    offset: Tensor
 
     def __init__(self, num_terms: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(num_terms))
         self.register_buffer("scale", torch.ones(num_terms))
+        self.register_buffer("offset", torch.zeros(num_terms))
 
     def fit(self, terms: Tensor) -> None:
         """Set the constants.
@@ -65,9 +65,10 @@ class StandardisedSum(nn.Module):
         """
         terms = terms.double()
         std = terms.std(dim=0, unbiased=False)
-        self.mean.copy_(terms.mean(dim=0))
-        self.scale.copy_(torch.where(std > _NO_SPREAD * terms.abs().amax(dim=0), 1 / std, 1.0))
+        scale = torch.where(std > _NO_SPREAD * terms.abs().amax(dim=0), 1 / std, 1.0)
+        self.scale.copy_(scale)
+        self.offset.copy_(-scale * terms.mean(dim=0))
 
     def forward(self, terms: Tensor) -> Tensor:
         """Map quantities ``(B, num_terms)`` to their sums ``(B,)``."""
-        return ((terms - self.mean) * self.scale).sum(dim=1)
+        return (terms * self.scale + self.offset).sum(dim=1)

@@ -5,6 +5,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -283,6 +284,7 @@ class DiffusionTraining(LightningModule):
 
     def _validate(self) -> None:
         loop = self.trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False  # or, with a checkpoint's progress, it would leave batches out
         self.trainer.validating = True
         loop.run()
         self.trainer.training = True
@@ -293,7 +295,10 @@ class DiffusionTraining(LightningModule):
         It saves by itself after a validation only, which there is not without validation data.
         """
         if callback.monitor is None and not self.trainer.fast_dev_run:
-            callback.best_model_path = callback.best_model_path or callback.format_checkpoint_name({})
+            path = callback.format_checkpoint_name({})
+            if Path(callback.best_model_path).parent != Path(path).parent:
+                # None yet, or the one that this training resumed from, which is not to be overwritten.
+                callback.best_model_path = path
             self.trainer.save_checkpoint(callback.best_model_path)
 
     # ------------------------------------------------------------------ checkpoints
@@ -317,6 +322,7 @@ class DiffusionTraining(LightningModule):
             # `anomalib train --ckpt_path` resumes from a checkpoint and then tests that same, unfinished one.
             logger.info("Testing the model that was just trained, not the checkpoint that its training resumed from.")
             checkpoint["state_dict"] = self.state_dict()
+            checkpoint["callbacks"] = {}  # thresholds and the finished model's path are theirs
             return
         saved, relative = checkpoint.get("hyper_parameters", {}), self.relative_of(checkpoint)
         self._adopt_arguments(saved if relative is None else self.shared_arguments(saved))

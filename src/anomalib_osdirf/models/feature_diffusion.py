@@ -73,13 +73,6 @@ class FeatureDiffusion(DiffusionTraining):
 
     # ------------------------------------------------------------------ data
 
-    def prepare_data(self) -> None:
-        """Load the backbone's weights, unless a checkpoint brings them: a failure comes before anything is written."""
-        super().prepare_data()
-        fresh = not self._restored and self.trainer.ckpt_path is None
-        if fresh and self.trainer.state.fn == TrainerFn.FITTING and self.hparams["pre_trained"]:
-            self.model.backbone.load_pretrained(self.hparams["backbone_weights"])
-
     def setup(self, stage: str) -> None:
         """Put the feature cache in the place of the training dataloader, where the data allow it."""
         super().setup(stage)
@@ -138,8 +131,10 @@ class FeatureDiffusion(DiffusionTraining):
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Make the feature pass before the first training step."""
+        """Load the backbone's weights, unless a checkpoint brought them, and make the feature pass."""
         super().on_fit_start()
+        if self.hparams["pre_trained"] and not self._restored:
+            self.model.backbone.load_pretrained(self.hparams["backbone_weights"])
         self._feature_pass()
 
     @torch.no_grad()

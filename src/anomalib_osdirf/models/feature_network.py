@@ -205,5 +205,5 @@ class ReadOutNetwork(nn.Module, ABC):
 
 
 def upsampled(grid: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring values ``(B, h, w)`` to the size of the image, bilinearly: shape ``(B, 1, H, W)``."""
-    return functional.interpolate(grid[:, None], size=tuple(size), mode="bilinear", align_corners=False)
+    """Bring values ``(B, 1, h, w)`` to the size of the image, bilinearly: shape ``(B, 1, H, W)``."""
+    return functional.interpolate(grid, size=tuple(size), mode="bilinear", align_corners=False)

@@ -115,8 +115,8 @@ def test_one_step_is_osdirf_with_clean_features(make: Callable[..., InvADModel])
         several, one = invad.deployed().read_out(field, (4, 4)), osdirf.deployed().read_out(field, (4, 4))
     nll = 0.5 * several.anomaly_map.square() + 3 * np.log(2 * np.pi)
     torch.testing.assert_close(nll, one.anomaly_map)
-    total = several.pred_score / invad.score.scale + invad.score.mean
-    torch.testing.assert_close(total / 16, one.pred_score)
+    total = (several.pred_score - invad.score.offset) / invad.score.scale
+    torch.testing.assert_close(0.5 * total / 16 + 3 * np.log(2 * np.pi), one.pred_score)
 
 
 def test_identical_training_images_leave_a_finite_score(make: Callable[..., InvADModel]) -> None:

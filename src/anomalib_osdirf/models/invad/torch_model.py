@@ -77,8 +77,7 @@ class DeployedInvAD(ReadOutNetwork):
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""
         buffers = {**super().fitted_buffers(), **dict(self.score.named_buffers(prefix="score"))}
-        if "nll" not in self.terms:
-            buffers.pop("log_normaliser", None)
+        buffers.pop("log_normaliser", None)
         return buffers
 
     def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
@@ -86,16 +85,19 @@ class DeployedInvAD(ReadOutNetwork):
         distance = self._distance(field)
         return InferenceBatch(
             pred_score=self.score(self._score_terms(distance)),
-            anomaly_map=upsampled(distance.unflatten(1, field.shape[-2:]), size),
+            anomaly_map=upsampled(distance.unflatten(1, (1, *field.shape[-2:])), size),
         )
 
     def _distance(self, field: Tensor) -> Tensor:
         return self.density.squared_distance(field.float()).sqrt()
 
     def _score_terms(self, distance: Tensor) -> Tensor:
-        """NLL of the whole latent, and largest minus smallest length of any position: shape ``(B, terms)``."""
+        """NLL of the whole latent, and largest minus smallest length of any position: shape ``(B, terms)``.
+
+        The NLL goes without its factor and its constant, which the standardisation would take away again.
+        """
         terms = {
-            "nll": lambda: (0.5 * distance.square() + self.density.normaliser).sum(dim=1),
+            "nll": lambda: distance.square().sum(dim=1),
             "diff": lambda: distance.amax(dim=1) - distance.amin(dim=1),
         }
         return torch.stack([terms[name]() for name in self.terms], dim=1)

@@ -66,4 +66,4 @@ class DeployedOSDIRF(ReadOutNetwork):
     def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
         """Negative log densities in nats, as a map and as one score."""
         nll = self.density(field.float())
-        return InferenceBatch(pred_score=image_score(nll, self.image_score), anomaly_map=upsampled(nll, size))
+        return InferenceBatch(pred_score=image_score(nll, self.image_score), anomaly_map=upsampled(nll[:, None], size))
