@@ -3,6 +3,9 @@
 """InvAD through anomalib's engine and command line: training, checkpoints shared with OSDIRF, exports."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from lightning.pytorch import Callback, Trainer
 
 from anomalib_osdirf import OSDIRF, DiffusionAD, InvAD
 from anomalib_osdirf.__main__ import main
@@ -19,6 +23,7 @@ from conftest import TINY, pre_processor
 from exactness import TOLERANCES, compare, export, predict, textured_files, unclip
 from small_data import small_folder
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MakeFolder = Callable[..., Folder]
 MakeEngine = Callable[..., Engine]
 
@@ -194,3 +199,79 @@ def test_commands(trained: Any, parts: Path, tmp_path: Path, monkeypatch: pytest
     images = [f"--data={parts / 'test' / 'dent'}"]
     assert main(["predict", "--model=InvAD", *images, f"--ckpt_path={checkpoint}", *quiet]) == 0
     assert main(["export", "--model=InvAD", "--export_type=torch", f"--ckpt_path={checkpoint}"]) == 0
+
+
+@pytest.mark.parametrize("name", ["invad.yaml", "invad_paper.yaml"])
+def test_configs_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.device("meta"):
+        _, model, _ = Engine.from_config(CONFIGS / name)
+    assert isinstance(model, InvAD)
+    millions = sum(parameter.numel() for parameter in model.model.denoiser.parameters()) / 1e6
+    assert millions == pytest.approx(1221 if "paper" in name else 1.5, rel=0.03)
+
+
+def test_learning_rate_of_the_paper(folder: MakeFolder, engine: MakeEngine) -> None:
+    """Up from 1e-6 to 5e-5 over the warm-up's epochs, then half a cosine down to 5e-6 at the end."""
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    arguments = {"learning_rate": 5e-5, "initial_learning_rate": 1e-6, "final_learning_rate": 5e-6}
+    model = _small(**arguments, warmup_epochs=2, max_epochs=6)
+    engine(callbacks=[Watch()]).fit(model, datamodule=folder())
+    assert len(rates) == 18  # three batches an epoch
+    expected = [1e-6 + (5e-5 - 1e-6) * step / 6 for step in range(6)]
+    expected += [5e-6 + (5e-5 - 5e-6) * 0.5 * (1 + np.cos(np.pi * step / 12)) for step in range(12)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 20 * 2**30, reason="needs 20 GB of memory"
+)
+def test_paper_size_trains_in_pure_bfloat16(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Builds and takes one optimiser step; float32 with its average does not fit 24 GB."""
+    script = tmp_path / "step.py"
+    script.write_text(PAPER_SIZE_STEP, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), str(CONFIGS / "invad_paper.yaml"), str(parts)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    parameters, gigabytes, changed = done.stdout.split()[-3:]
+    with capsys.disabled():
+        print(f"\ndit_gigant: {int(parameters) / 1e9:.2f} billion parameters, {float(gigabytes):.1f} GB at the most")
+    assert int(parameters) == pytest.approx(1.22e9, rel=0.01)
+    assert float(gigabytes) < 20
+    assert changed == "True"
+
+
+PAPER_SIZE_STEP = """
+import resource, sys
+import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
+
+torch.set_default_dtype(torch.bfloat16)  # weights are never there in float32
+engine, model, _ = Engine.from_config(
+    sys.argv[1], **{"model.init_args.pre_trained": False, "trainer.max_steps": 1, "trainer.limit_val_batches": 0}
+)
+torch.set_default_dtype(torch.float32)
+data = Folder("parts", root=sys.argv[2], normal_dir="train/good", normal_test_dir="test/good", abnormal_dir="test/dent",
+    train_batch_size=1, num_workers=0)
+data.setup("fit")
+data.train_data.subsample([0, 1], inplace=True)
+trainer = engine._cache.args | {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False}
+denoiser = model.model.denoiser
+before = denoiser.output.weight.detach().clone()
+Engine(**{**trainer, "default_root_dir": "."}).fit(model, datamodule=data)
+print(sum(one.numel() for one in denoiser.parameters()),
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, bool((denoiser.output.weight != before).any()))
+"""

@@ -100,6 +100,7 @@ def test_checkpoint_loads_without_hub_or_weights_file(
     _assert_same(_predictions(OSDIRF(), folder(), engine(), checkpoint), expected)
     assert Path(str(engine().export(OSDIRF(), "torch", export_root=tmp_path, ckpt_path=checkpoint))).is_file()
     engine().fit(OSDIRF.load_from_checkpoint(checkpoint), datamodule=folder())
+    engine(max_steps=8).fit(OSDIRF(), datamodule=folder(), ckpt_path=checkpoint)
 
 
 @pytest.mark.parametrize("cached", [True, False])
