@@ -145,11 +145,12 @@ def test_seed_makes_a_training_repeatable(folder: MakeFolder, engine: MakeEngine
 
 
 def test_resumed_training_ends_as_the_undisturbed_one(folder: MakeFolder, engine: MakeEngine) -> None:
-    undisturbed = _small(seed=0, ema_decay=0.5)
+    arguments = {"ema_decay": 0.5, "learning_rate_schedule": "cosine", "drawn_textures": True}
+    undisturbed = _small(seed=0, **arguments)
     engine().fit(undisturbed, datamodule=folder())
-    kept = _interrupt(engine(callbacks=[StopAt(5)]), _small(seed=0, ema_decay=0.5), folder())
+    kept = _interrupt(engine(callbacks=[StopAt(5)]), _small(seed=0, **arguments), folder())
     torch.manual_seed(1)
-    resumed, run = _small(ema_decay=0.5), engine()
+    resumed, run = _small(**arguments), engine()
     run.fit(resumed, datamodule=folder(), ckpt_path=kept)
     assert run.trainer.global_step == 6
     torch.testing.assert_close(resumed.state_dict(), undisturbed.state_dict(), rtol=1e-4, atol=1e-5)
@@ -177,6 +178,14 @@ def test_duration_accumulation_clipping_and_precision(folder: MakeFolder, engine
         assert model.model.num_steps == steps
         rates = [group["lr"] for group in run.trainer.optimizers[0].param_groups]
         assert rates == [1e-3, 1e-3]
+
+
+def test_learning_rates_decay(folder: MakeFolder, engine: MakeEngine) -> None:
+    run = engine()
+    run.fit(_small(learning_rate_schedule="cosine", max_steps=2), datamodule=folder())
+    (scheduler,) = run.trainer.lr_scheduler_configs
+    assert scheduler.scheduler.base_lrs == [1e-3, 1e-3]
+    assert scheduler.scheduler.get_last_lr() == pytest.approx([0, 0], abs=1e-9)
 
 
 def test_foregrounds_and_textures(folder: MakeFolder, engine: MakeEngine, parts: Path, tmp_path: Path) -> None:
@@ -359,6 +368,7 @@ def _runtime(kind: str, file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, 
         ({"channel_multipliers": [1, 0]}, r"channel_multipliers=\[1, 0\] must be positive whole numbers"),
         ({"channel_multipliers": []}, r"channel_multipliers=\[\] must be positive whole numbers"),
         ({"residual_blocks": 0}, "residual_blocks=0 is not positive"),
+        ({"patch_size": 0}, "patch_size=0 is not positive"),
         ({"segmentation_channels": 0}, "segmentation_channels=0 is not positive"),
         ({"attention_levels": 3}, "attention_levels=3 is out of range; use 0 to 2"),
         ({"timestep_n": 300}, "timestep_n=300 is not below timestep_boundary=300; use 0 to 299"),
@@ -370,6 +380,7 @@ def _runtime(kind: str, file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, 
         ({"foreground": "auto", "foreground_masks": "masks"}, "exclude each other"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is not positive"),
         ({"segmentation_learning_rate": -1.0}, "segmentation_learning_rate=-1.0 is not positive"),
+        ({"learning_rate_schedule": "step"}, "learning_rate_schedule='step' is unknown; use one of constant, cosine"),
         ({"gradient_clip_norm": -1.0}, "gradient_clip_norm=-1.0 is negative"),
         ({"max_steps": 0}, "max_steps=0 is not positive"),
         ({"pre_processor": OSDIRF.configure_pre_processor((64, 64))}, r"a Normalize, but .* images in \[0, 1\]; leave"),

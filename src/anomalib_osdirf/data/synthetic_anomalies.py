@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Anomalies painted onto normal images, to train on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
 import torch
-from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator, generate_perlin_noise
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import ImageReadMode, read_image
@@ -29,9 +29,10 @@ class SyntheticAnomalies:
     itself under the mask. Everything random follows the seed of the call, whatever the images' device.
 
     Args:
-        anomaly_source_path: Folder of textures, searched with its subfolders; ``None`` fills masks with the image's
-            own shuffled patches.
-        shuffled_patches: With a texture folder, fill every other mask, on average, with shuffled patches all the same.
+        anomaly_source_path: Folder of textures to fill masks with, searched with its subfolders.
+        shuffled_patches: Fill masks with the image's own shuffled patches; done in any case where nothing else is.
+        drawn_textures: Fill masks with clouds of two random colours. Of several fillings, chance takes one for each
+            mask.
         foreground: ``auto`` limits anomalies to what differs from the colour of the image's border.
         foreground_masks: Folder of masks, not 0 where anomalies may be, each named as its image but for the extension.
 
@@ -43,12 +44,12 @@ class SyntheticAnomalies:
         self,
         anomaly_source_path: str | Path | None = None,
         shuffled_patches: bool = False,
+        drawn_textures: bool = False,
         foreground: str = "none",
         foreground_masks: str | Path | None = None,
     ) -> None:
         check_foreground(foreground, foreground_masks)
         self.foreground = foreground
-        self.texture_share = 0.0 if anomaly_source_path is None else 0.5 if shuffled_patches else 1.0
         # The generator draws one of its own constants when it is made.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
@@ -56,6 +57,13 @@ class SyntheticAnomalies:
         if anomaly_source_path is not None:
             _check_folder("anomaly_source_path", anomaly_source_path, self.generator.anomaly_source_paths, "textures")
             self.generator.anomaly_source_paths.sort()  # the order of a folder's files is the file system's
+        self.fillings: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = []
+        if anomaly_source_path is not None:
+            self.fillings.append(self.generator)
+        if drawn_textures:
+            self.fillings.append(self._fill_with_clouds)
+        if shuffled_patches or not self.fillings:
+            self.fillings.append(self._fill_with_patches)
         self.masks: dict[str, Path] | None = None
         if foreground_masks is not None:
             files = [path for path in Path(foreground_masks).glob("*") if path.suffix.lower() in IMG_EXTENSIONS]
@@ -106,18 +114,23 @@ class SyntheticAnomalies:
     def _paint(self, image: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Paint one image; it stays as it is where no mask meets the foreground."""
         for _ in range(_ATTEMPTS):
-            if torch.rand(1) < self.texture_share:
-                painted, mask = self.generator(image)
-            else:
-                painted, mask = self._fill_with_patches(image)
+            painted, mask = self.fillings[int(torch.randint(len(self.fillings), (1,)))](image)
             mask = mask * allowed
             if mask.any():
                 return torch.where(mask > 0, painted, image), mask
         return image, torch.zeros_like(allowed)
 
     def _fill_with_patches(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self._fill(image, shuffle_patches(self.generator.augmenters(image), _PATCHES_PER_SIDE))
+
+    def _fill_with_clouds(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        noise = generate_perlin_noise(image.shape[-2], image.shape[-1], device=image.device)
+        first, second = torch.rand(2, 3, 1, 1)
+        return self._fill(image, torch.lerp(first, second, (noise / 2 + 0.5).clamp(0, 1)))
+
+    def _fill(self, image: Tensor, texture: Tensor) -> tuple[Tensor, Tensor]:
+        """Blend a texture into the whole image, to be cut out with the mask."""
         _, mask = self.generator.generate_perturbation(image.shape[-2], image.shape[-1], image.device)
-        texture = shuffle_patches(self.generator.augmenters(image), _PATCHES_PER_SIDE)
         low, high = _BLEND_FACTOR
         return torch.lerp(image, texture, low + (high - low) * torch.rand(1)), mask.permute(2, 0, 1)
 

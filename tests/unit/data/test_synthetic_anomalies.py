@@ -74,6 +74,16 @@ def test_textures_keep_a_share_of_the_image(textures: Path) -> None:
     assert not torch.allclose(changed, torch.tensor(0.5))
 
 
+def test_drawn_textures_are_smooth_and_coloured() -> None:
+    images = torch.full((8, 3, 64, 64), 0.5)
+    painted, masks = SyntheticAnomalies(drawn_textures=True)(images, None, 0)
+    inside = masks[:, :, :, 1:] * masks[:, :, :, :-1]
+    steps = (painted.diff(dim=-1) * inside).abs()
+    assert 0 < steps.max() < 0.3
+    colours = painted.std(dim=1, keepdim=True)[masks > 0]
+    assert colours.mean() > 0.05
+
+
 def test_shuffled_patches_beside_textures(textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
@@ -87,6 +97,8 @@ def test_shuffled_patches_beside_textures(textures: Path, monkeypatch: pytest.Mo
         ({}, 20, 400),
         ({"anomaly_source_path": textures}, 0, 0),
         ({"anomaly_source_path": textures, "shuffled_patches": True}, 4, 36),
+        ({"drawn_textures": True}, 0, 0),
+        ({"drawn_textures": True, "shuffled_patches": True}, 4, 36),
     ):
         calls.clear()
         SyntheticAnomalies(**arguments)(images, None, 3)

@@ -43,10 +43,11 @@ class Oracle(torch.nn.Module):
         return type("Output", (), {"sample": (z - abar.sqrt() * clean) / (1 - abar).sqrt()})
 
 
-def test_oracle_gives_the_clean_images_back() -> None:
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_oracle_gives_the_clean_images_back(patch_size: int) -> None:
     clean, noise_n, noise_b = torch.rand(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    reconstruction = NormGuidedReconstruction(8, (1,), 1, 0, 1.0)
-    reconstruction.unet = Oracle(clean)
+    reconstruction = NormGuidedReconstruction(8, (1,), 1, 0, patch_size, 1.0)
+    reconstruction.unet = Oracle(functional.pixel_unshuffle(clean, patch_size))
     t_n, t_b = torch.tensor([0, 10, 150, 299]), torch.tensor([300, 400, 500, 700])
     result = reconstruction(clean, noise_n, noise_b, t_n, t_b)
     torch.testing.assert_close(result.image, clean, rtol=0, atol=1e-3)
@@ -123,6 +124,15 @@ def test_images_larger_than_the_noise_fields() -> None:
 
 
 @torch.no_grad()
+def test_network_of_patches_scores_every_pixel() -> None:
+    model = _model(patch_size=4)
+    assert model(torch.rand(2, 3, 64, 96)).anomaly_map.shape == (2, 1, 64, 96)
+    plain = _model()
+    assert model.networks["reconstruction"].unet.config.in_channels == 48
+    assert plain.networks["reconstruction"].unet.config.in_channels == 3
+
+
+@torch.no_grad()
 def test_averaged_networks_are_what_scores() -> None:
     model = _model(ema_decay=0.9)
     images = torch.rand(2, 3, 64, 64)
@@ -150,7 +160,7 @@ def test_never_trained() -> None:
 def test_paper_size() -> None:
     """Attention at 32, 16 and 8 positions of an image of 256, the three coarsest levels."""
     with torch.device("meta"):
-        reconstruction = NormGuidedReconstruction(128, (1, 1, 2, 2, 4, 4), 2, 3, 1.0)
+        reconstruction = NormGuidedReconstruction(128, (1, 1, 2, 2, 4, 4), 2, 3, 1, 1.0)
     unet = reconstruction.unet
     assert unet.config.block_out_channels == [128, 128, 256, 256, 512, 512]
     assert [block.startswith("Attn") for block in unet.config.down_block_types] == 3 * [False] + 3 * [True]

@@ -27,7 +27,8 @@ from anomalib_osdirf.registration import register
 
 logger = logging.getLogger(__name__)
 
-_ANOMALY_ARGUMENTS = ("anomaly_source_path", "shuffled_patches", "foreground", "foreground_masks")
+_ANOMALY_ARGUMENTS = ("anomaly_source_path", "shuffled_patches", "drawn_textures", "foreground", "foreground_masks")
+_SCHEDULES = ("constant", "cosine")
 
 
 class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
@@ -42,6 +43,8 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
             ``(1, 1, 2, 2, 4, 4)``.
         residual_blocks: Residual blocks of each of its levels. Defaults to ``2``.
         attention_levels: How many of its coarsest levels have self-attention. Defaults to ``3``.
+        patch_size: Side of the squares of pixels that the reconstruction network takes as one position; more than 1
+            makes it smaller and quicker. Defaults to ``1``.
         segmentation_channels: Channels of the segmentation network's first level. Defaults to ``64``.
         timestep_n: Timestep of the small noise scale at inference. Defaults to ``200``.
         timestep_b: Timestep of the big noise scale at inference. Defaults to ``400``.
@@ -49,16 +52,20 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
             ``300``.
         guidance_strength: Weight of the norm guidance, 0 for none. Defaults to ``1.0``.
         noise_seed: Seed of the two noise fields that every image is noised with at inference. Defaults to ``0``.
-        anomaly_source_path: Folder of textures to paint anomalies with, searched with its subfolders; ``None`` paints
-            with the image's own shuffled patches. Defaults to ``None``.
-        shuffled_patches: With a texture folder, paint every other anomaly with shuffled patches all the same. Defaults
-            to ``False``.
+        anomaly_source_path: Folder of textures to paint anomalies with, searched with its subfolders. Defaults to
+            ``None``.
+        shuffled_patches: Paint anomalies with the image's own shuffled patches; done in any case where nothing else is
+            to be painted with. Defaults to ``False``.
+        drawn_textures: Paint anomalies with clouds of two random colours. Of several kinds, chance takes one for each
+            image. Defaults to ``False``.
         foreground: Where anomalies are painted: ``none``, anywhere, or ``auto``, on what differs from the colour of the
             image's border. Defaults to ``none``.
         foreground_masks: Folder of masks to paint within, each named as its image but for the extension. Defaults to
             ``None``.
         learning_rate: Learning rate of the reconstruction network, with Adam. Defaults to ``1e-4``.
         segmentation_learning_rate: Learning rate of the segmentation network. Defaults to ``1e-5``.
+        learning_rate_schedule: ``constant``, or ``cosine`` for a decay of both to zero over the whole training.
+            Defaults to ``constant``.
         gradient_clip_norm: Largest gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` goes before it.
             Defaults to ``0.0``.
         ema_decay: Decay of the networks' exponential moving average, which is what is evaluated then; ``None`` or 0
@@ -88,7 +95,11 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         >>> Engine().train(model, datamodule=Folder("parts", root="parts", normal_dir="good"))  # doctest: +SKIP
     """
 
-    training_arguments = DiffusionTraining.training_arguments | {"segmentation_learning_rate", *_ANOMALY_ARGUMENTS}
+    training_arguments = DiffusionTraining.training_arguments | {
+        "segmentation_learning_rate",
+        "learning_rate_schedule",
+        *_ANOMALY_ARGUMENTS,
+    }
     positive_arguments = (*DiffusionTraining.positive_arguments, "segmentation_learning_rate")
 
     model: DiffusionADModel
@@ -100,6 +111,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
         residual_blocks: int = 2,
         attention_levels: int = 3,
+        patch_size: int = 1,
         segmentation_channels: int = 64,
         timestep_n: int = 200,
         timestep_b: int = 400,
@@ -108,10 +120,12 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         noise_seed: int = 0,
         anomaly_source_path: str | None = None,
         shuffled_patches: bool = False,
+        drawn_textures: bool = False,
         foreground: str = "none",
         foreground_masks: str | None = None,
         learning_rate: float = 1e-4,
         segmentation_learning_rate: float = 1e-5,
+        learning_rate_schedule: str = "constant",
         gradient_clip_norm: float = 0.0,
         ema_decay: float | None = None,
         seed: int | None = None,
@@ -132,6 +146,9 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         )
         self.check_training_arguments()
         check_foreground(foreground, foreground_masks)
+        if learning_rate_schedule not in _SCHEDULES:
+            msg = f"learning_rate_schedule={learning_rate_schedule!r} is unknown; use one of {', '.join(_SCHEDULES)}."
+            raise ValueError(msg)
         self._check_pre_processor()
         self.make_pre_processor_exact()
         self.model = self.build_model(dict(self.hparams))
@@ -183,7 +200,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, with a learning rate for each network."""
         self._set_duration()
-        return torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             [
                 {
                     "params": self.model.networks["reconstruction"].parameters(),
@@ -195,6 +212,11 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
                 },
             ]
         )
+        if self.hparams["learning_rate_schedule"] == "constant":
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401
         """Paint anomalies onto half of a batch, and compute the loss of both networks.

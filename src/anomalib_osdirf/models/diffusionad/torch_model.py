@@ -3,7 +3,7 @@
 """The networks of DiffusionAD: image -> two noise scales -> norm-guided reconstruction -> segmentation -> map."""
 
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, lcm
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,7 @@ class NormGuidedReconstruction(nn.Module):
         channel_multipliers: Channels of each level, as multiples of the first.
         residual_blocks: Residual blocks of each level.
         attention_levels: How many of the coarsest levels have self-attention.
+        patch_size: Side of the squares of pixels that the network takes as one position, with their values as channels.
         guidance_strength: Weight w of the norm guidance.
     """
 
@@ -57,6 +58,7 @@ class NormGuidedReconstruction(nn.Module):
         channel_multipliers: Sequence[int],
         residual_blocks: int,
         attention_levels: int,
+        patch_size: int,
         guidance_strength: float,
     ) -> None:
         super().__init__()
@@ -64,11 +66,12 @@ class NormGuidedReconstruction(nn.Module):
         from diffusers import UNet2DModel
 
         plain_levels = len(channel_multipliers) - attention_levels
+        self.patch_size = patch_size
         self.guidance_strength = guidance_strength
         self.schedule = NoiseSchedule()
         self.unet: Any = UNet2DModel(
-            in_channels=3,
-            out_channels=3,
+            in_channels=3 * patch_size**2,
+            out_channels=3 * patch_size**2,
             layers_per_block=residual_blocks,
             block_out_channels=[base_channels * multiplier for multiplier in channel_multipliers],
             down_block_types=["DownBlock2D"] * plain_levels + ["AttnDownBlock2D"] * attention_levels,
@@ -96,7 +99,9 @@ class NormGuidedReconstruction(nn.Module):
             abar.sqrt() * images + (1 - abar).sqrt() * noise for abar, noise in ((abar_n, noise_n), (abar_b, noise_b))
         )
         # Both evaluations as one batch: they do not depend on each other, and the exported graph has one network.
-        predicted = self.unet(torch.cat((z_n, z_b)), torch.cat((t_n, t_b))).sample.to(images.dtype)
+        z = functional.pixel_unshuffle(torch.cat((z_n, z_b)), self.patch_size)
+        predicted = functional.pixel_shuffle(self.unet(z, torch.cat((t_n, t_b))).sample, self.patch_size)
+        predicted = predicted.to(images.dtype)
         # Not chunk, nor len: either would fix the batch size of an exported graph.
         predicted_n, predicted_b = predicted[: images.shape[0]], predicted[images.shape[0] :]
         image = norm_guided_estimate(z_n, predicted_n, abar_n, z_b, predicted_b, abar_b, self.guidance_strength)
@@ -111,6 +116,7 @@ class DiffusionADModel(nn.Module):
         channel_multipliers: Channels of each of its levels, as multiples of the first.
         residual_blocks: Residual blocks of each of its levels.
         attention_levels: How many of its coarsest levels have self-attention.
+        patch_size: Side of the squares of pixels that it takes as one position.
         segmentation_channels: Channels of the segmentation network's first level.
         timestep_n: Timestep of the small noise scale at inference.
         timestep_b: Timestep of the big noise scale at inference.
@@ -132,6 +138,7 @@ class DiffusionADModel(nn.Module):
         channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
         residual_blocks: int = 2,
         attention_levels: int = 3,
+        patch_size: int = 1,
         segmentation_channels: int = 64,
         timestep_n: int = 200,
         timestep_b: int = 400,
@@ -141,7 +148,10 @@ class DiffusionADModel(nn.Module):
         noise_seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(base_channels, channel_multipliers, residual_blocks, attention_levels, segmentation_channels)
+        _check_sizes(base_channels, channel_multipliers, attention_levels)
+        _check_positive(
+            residual_blocks=residual_blocks, patch_size=patch_size, segmentation_channels=segmentation_channels
+        )
         _check_timesteps(timestep_n, timestep_b, timestep_boundary)
         if not guidance_strength >= 0:
             msg = f"guidance_strength={guidance_strength} is negative; use 0 (no guidance) or a positive number."
@@ -151,15 +161,22 @@ class DiffusionADModel(nn.Module):
             raise ValueError(msg)
         self.timesteps = (timestep_n, timestep_b)
         self.timestep_boundary = timestep_boundary
-        self.size_step = max(_SIZE_STEP, 2 ** (len(channel_multipliers) - 1))
+        self.size_step = lcm(_SIZE_STEP, patch_size * 2 ** (len(channel_multipliers) - 1))
         self.networks = nn.ModuleDict(
             {
                 "reconstruction": NormGuidedReconstruction(
-                    base_channels, channel_multipliers, residual_blocks, attention_levels, guidance_strength
+                    base_channels,
+                    channel_multipliers,
+                    residual_blocks,
+                    attention_levels,
+                    patch_size,
+                    guidance_strength,
                 ),
                 "segmentation": DiscriminativeSubNetwork(6, 1, segmentation_channels),
             }
         )
+        # Convolutions of few channels are quicker with the channels last, on processors above all.
+        self.networks.to(memory_format=torch.channels_last)
         self.ema = (
             AveragedModel(self.networks, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
             if ema_decay
@@ -286,23 +303,20 @@ class DeployedDiffusionAD(nn.Module):
         return InferenceBatch(pred_score=top.mean(dim=1), anomaly_map=anomaly_map)
 
 
-def _check_sizes(
-    base_channels: int,
-    channel_multipliers: Sequence[int],
-    residual_blocks: int,
-    attention_levels: int,
-    segmentation_channels: int,
-) -> None:
+def _check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if value < 1:
+            msg = f"{name}={value} is not positive; use 1 or more."
+            raise ValueError(msg)
+
+
+def _check_sizes(base_channels: int, channel_multipliers: Sequence[int], attention_levels: int) -> None:
     if base_channels < 8 or base_channels % 8:
         msg = f"base_channels={base_channels} is not a positive multiple of 8; use 8, 16, 32, ..."
         raise ValueError(msg)
     if not channel_multipliers or min(channel_multipliers) < 1:
         msg = f"channel_multipliers={list(channel_multipliers)} must be positive whole numbers, one for each level."
         raise ValueError(msg)
-    for name, value in (("residual_blocks", residual_blocks), ("segmentation_channels", segmentation_channels)):
-        if value < 1:
-            msg = f"{name}={value} is not positive; use 1 or more."
-            raise ValueError(msg)
     if not 0 <= attention_levels <= len(channel_multipliers):
         msg = f"attention_levels={attention_levels} is out of range; use 0 to {len(channel_multipliers)}, the levels."
         raise ValueError(msg)
