@@ -67,7 +67,9 @@ def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     root = tmp_path_factory.mktemp("diffusionad")
     engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
     # Trained enough for scores to differ: normalising a narrow span would enlarge rounding errors.
-    model = _small(seed=0, ema_decay=0.5, max_steps=24, segmentation_learning_rate=2e-2)
+    model = _small(
+        seed=0, ema_decay=0.5, max_steps=24, segmentation_learning_rate=2e-2, patch_size=2, pixel_deviation=0.2
+    )
     metrics = engine.train(model, datamodule=datamodule)[0]
     return Finished(model, Path(str(engine.best_model_path)), dict(metrics))
 
@@ -368,6 +370,7 @@ def _runtime(kind: str, file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, 
         ({"channel_multipliers": [1, 0]}, r"channel_multipliers=\[1, 0\] must be positive whole numbers"),
         ({"channel_multipliers": []}, r"channel_multipliers=\[\] must be positive whole numbers"),
         ({"residual_blocks": 0}, "residual_blocks=0 is not positive"),
+        ({"pixel_deviation": 0.0}, "pixel_deviation=0.0 is not positive; use a number above 0"),
         ({"patch_size": 0}, "patch_size=0 is not positive"),
         ({"segmentation_channels": 0}, "segmentation_channels=0 is not positive"),
         ({"attention_levels": 3}, "attention_levels=3 is out of range; use 0 to 2"),

@@ -46,13 +46,38 @@ class Oracle(torch.nn.Module):
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
 def test_oracle_gives_the_clean_images_back(patch_size: int) -> None:
     clean, noise_n, noise_b = torch.rand(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    reconstruction = NormGuidedReconstruction(8, (1,), 1, 0, patch_size, 1.0)
+    reconstruction = NormGuidedReconstruction(8, (1,), 1, 0, patch_size, None, 1.0)
     reconstruction.unet = Oracle(functional.pixel_unshuffle(clean, patch_size))
     t_n, t_b = torch.tensor([0, 10, 150, 299]), torch.tensor([300, 400, 500, 700])
     result = reconstruction(clean, noise_n, noise_b, t_n, t_b)
     torch.testing.assert_close(result.image, clean, rtol=0, atol=1e-3)
     torch.testing.assert_close(result.predicted_noise_n, noise_n, rtol=0, atol=1e-2)
     torch.testing.assert_close(result.predicted_noise_b, noise_b, rtol=0, atol=1e-2)
+
+
+class Silent(torch.nn.Module):
+    """Returns zeros, and keeps what it was given."""
+
+    def forward(self, z: torch.Tensor, timesteps: torch.Tensor) -> Any:
+        self.seen = z
+        return type("Output", (), {"sample": torch.zeros_like(z)})
+
+
+def test_preconditioned_network_starts_from_the_best_guess_for_gaussian_pixels() -> None:
+    """A network that returns nothing leaves the mean of N(0.5, s^2) given z, and is shown values of unit variance."""
+    deviation = 0.2
+    reconstruction = NormGuidedReconstruction(8, (1,), 1, 0, 2, deviation, 0.0)
+    reconstruction.unet = Silent()
+    timesteps = torch.tensor([0, 100, 300, 800])
+    abar = torch.tensor(ABAR[timesteps.numpy()])[:, None, None, None]
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 4, 3, 64, 64, generator=generator, dtype=torch.float64)
+    z = abar.sqrt() * (0.5 + deviation * clean) + (1 - abar).sqrt() * noise
+    predicted = reconstruction.predict_noise(z, abar, timesteps)
+    gain = abar.sqrt() * deviation**2 / (abar * deviation**2 + 1 - abar)
+    expected = 0.5 + gain * (z - abar.sqrt() * 0.5)
+    torch.testing.assert_close((z - (1 - abar).sqrt() * predicted) / abar.sqrt(), expected)
+    torch.testing.assert_close(reconstruction.unet.seen.std((1, 2, 3)), torch.ones(4).double(), rtol=0.05, atol=0)
 
 
 def test_losses_are_those_of_the_method() -> None:
@@ -160,7 +185,7 @@ def test_never_trained() -> None:
 def test_paper_size() -> None:
     """Attention at 32, 16 and 8 positions of an image of 256, the three coarsest levels."""
     with torch.device("meta"):
-        reconstruction = NormGuidedReconstruction(128, (1, 1, 2, 2, 4, 4), 2, 3, 1, 1.0)
+        reconstruction = NormGuidedReconstruction(128, (1, 1, 2, 2, 4, 4), 2, 3, 1, None, 1.0)
     unet = reconstruction.unet
     assert unet.config.block_out_channels == [128, 128, 256, 256, 512, 512]
     assert [block.startswith("Attn") for block in unet.config.down_block_types] == 3 * [False] + 3 * [True]

@@ -45,6 +45,8 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         attention_levels: How many of its coarsest levels have self-attention. Defaults to ``3``.
         patch_size: Side of the squares of pixels that the reconstruction network takes as one position; more than 1
             makes it smaller and quicker. Defaults to ``1``.
+        pixel_deviation: Precondition the reconstruction network for pixels that deviate so much from 0.5, so that it
+            learns in far fewer steps; ``None`` for no preconditioning. Defaults to ``None``.
         segmentation_channels: Channels of the segmentation network's first level. Defaults to ``64``.
         timestep_n: Timestep of the small noise scale at inference. Defaults to ``200``.
         timestep_b: Timestep of the big noise scale at inference. Defaults to ``400``.
@@ -112,6 +114,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         residual_blocks: int = 2,
         attention_levels: int = 3,
         patch_size: int = 1,
+        pixel_deviation: float | None = None,
         segmentation_channels: int = 64,
         timestep_n: int = 200,
         timestep_b: int = 400,

@@ -49,6 +49,7 @@ class NormGuidedReconstruction(nn.Module):
         residual_blocks: Residual blocks of each level.
         attention_levels: How many of the coarsest levels have self-attention.
         patch_size: Side of the squares of pixels that the network takes as one position, with their values as channels.
+        pixel_deviation: Precondition the network for pixels that deviate so much from 0.5, see :meth:`predict_noise`.
         guidance_strength: Weight w of the norm guidance.
     """
 
@@ -59,6 +60,7 @@ class NormGuidedReconstruction(nn.Module):
         residual_blocks: int,
         attention_levels: int,
         patch_size: int,
+        pixel_deviation: float | None,
         guidance_strength: float,
     ) -> None:
         super().__init__()
@@ -67,6 +69,7 @@ class NormGuidedReconstruction(nn.Module):
 
         plain_levels = len(channel_multipliers) - attention_levels
         self.patch_size = patch_size
+        self.pixel_deviation = pixel_deviation
         self.guidance_strength = guidance_strength
         self.schedule = NoiseSchedule()
         self.unet: Any = UNet2DModel(
@@ -99,13 +102,42 @@ class NormGuidedReconstruction(nn.Module):
             abar.sqrt() * images + (1 - abar).sqrt() * noise for abar, noise in ((abar_n, noise_n), (abar_b, noise_b))
         )
         # Both evaluations as one batch: they do not depend on each other, and the exported graph has one network.
-        z = functional.pixel_unshuffle(torch.cat((z_n, z_b)), self.patch_size)
-        predicted = functional.pixel_shuffle(self.unet(z, torch.cat((t_n, t_b))).sample, self.patch_size)
+        predicted = self.predict_noise(torch.cat((z_n, z_b)), torch.cat((abar_n, abar_b)), torch.cat((t_n, t_b)))
         predicted = predicted.to(images.dtype)
         # Not chunk, nor len: either would fix the batch size of an exported graph.
         predicted_n, predicted_b = predicted[: images.shape[0]], predicted[images.shape[0] :]
         image = norm_guided_estimate(z_n, predicted_n, abar_n, z_b, predicted_b, abar_b, self.guidance_strength)
         return Reconstruction(image, predicted_n, predicted_b)
+
+    def predict_noise(self, z: Tensor, abar: Tensor, timesteps: Tensor) -> Tensor:
+        """Predict the noise in noised images, eps_theta(z, t).
+
+        Without preconditioning it is what the network F returns. With it, F sees values of unit variance and has to
+        return such, and no noise need pass through it (Karras et al., arXiv 2206.00364, equation 7); for a deviation s
+        of the pixels, sigma^2 = 1 / abar - 1 and y = z / sqrt(abar) - 1/2,
+            x0  = 1/2 + s^2 / (sigma^2 + s^2) y + sigma s / sqrt(sigma^2 + s^2) F(y / sqrt(sigma^2 + s^2), t)
+            eps = (z - sqrt(abar) x0) / sqrt(1 - abar)
+                = sigma / (sigma^2 + s^2) y - s / sqrt(sigma^2 + s^2) F(y / sqrt(sigma^2 + s^2), t).
+
+        Args:
+            z: Noised images, shape ``(B, 3, H, W)``.
+            abar: abar at the timesteps, shape ``(B, 1, 1, 1)``.
+            timesteps: Shape ``(B,)``.
+
+        Returns:
+            Shape of ``z``.
+        """
+        if self.pixel_deviation is None:
+            return self._network(z, timesteps)
+        variance = 1 / abar - 1
+        total = variance + self.pixel_deviation**2
+        y = z / abar.sqrt() - 0.5
+        output = self._network(y / total.sqrt(), timesteps)
+        return variance.sqrt() / total * y - self.pixel_deviation / total.sqrt() * output
+
+    def _network(self, z: Tensor, timesteps: Tensor) -> Tensor:
+        output: Tensor = self.unet(functional.pixel_unshuffle(z, self.patch_size), timesteps).sample
+        return functional.pixel_shuffle(output, self.patch_size)
 
 
 class DiffusionADModel(nn.Module):
@@ -117,6 +149,7 @@ class DiffusionADModel(nn.Module):
         residual_blocks: Residual blocks of each of its levels.
         attention_levels: How many of its coarsest levels have self-attention.
         patch_size: Side of the squares of pixels that it takes as one position.
+        pixel_deviation: Precondition it for pixels that deviate so much from 0.5; ``None`` for no preconditioning.
         segmentation_channels: Channels of the segmentation network's first level.
         timestep_n: Timestep of the small noise scale at inference.
         timestep_b: Timestep of the big noise scale at inference.
@@ -139,6 +172,7 @@ class DiffusionADModel(nn.Module):
         residual_blocks: int = 2,
         attention_levels: int = 3,
         patch_size: int = 1,
+        pixel_deviation: float | None = None,
         segmentation_channels: int = 64,
         timestep_n: int = 200,
         timestep_b: int = 400,
@@ -159,6 +193,9 @@ class DiffusionADModel(nn.Module):
         if ema_decay is not None and not 0 <= ema_decay < 1:
             msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
             raise ValueError(msg)
+        if pixel_deviation is not None and not pixel_deviation > 0:
+            msg = f"pixel_deviation={pixel_deviation} is not positive; use a number above 0 such as 0.2, or null."
+            raise ValueError(msg)
         self.timesteps = (timestep_n, timestep_b)
         self.timestep_boundary = timestep_boundary
         self.size_step = lcm(_SIZE_STEP, patch_size * 2 ** (len(channel_multipliers) - 1))
@@ -170,6 +207,7 @@ class DiffusionADModel(nn.Module):
                     residual_blocks,
                     attention_levels,
                     patch_size,
+                    pixel_deviation,
                     guidance_strength,
                 ),
                 "segmentation": DiscriminativeSubNetwork(6, 1, segmentation_channels),
