@@ -11,7 +11,6 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from anomalib_osdirf.data.resumable import ResumableLoader, reason_not_to_reorder
@@ -137,16 +136,3 @@ def _random_transforms(transform: object) -> list[str]:
     if isinstance(transform, v2.Compose):
         return [name for part in transform.transforms for name in _random_transforms(part)]
     return [type(transform).__name__]
-
-
-def ordered(dataloader: DataLoader) -> DataLoader:
-    """Return a dataloader over the same data in its own order, each image once."""
-    return DataLoader(
-        dataloader.dataset,
-        batch_size=dataloader.batch_size,
-        shuffle=False,
-        num_workers=dataloader.num_workers,
-        collate_fn=dataloader.collate_fn,
-        worker_init_fn=dataloader.worker_init_fn,
-        multiprocessing_context=dataloader.multiprocessing_context,
-    )

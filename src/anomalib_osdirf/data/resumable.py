@@ -115,3 +115,16 @@ def reason_not_to_reorder(dataloader: object) -> str | None:
     if type(dataloader.sampler) not in {RandomSampler, SequentialSampler} or dataloader.batch_size is None:
         return "the datamodule has a sampler of its own"
     return None
+
+
+def ordered(dataloader: DataLoader) -> DataLoader:
+    """Return a dataloader over the same data in its own order, each image once."""
+    return DataLoader(
+        dataloader.dataset,
+        batch_size=dataloader.batch_size,
+        shuffle=False,
+        num_workers=dataloader.num_workers,
+        collate_fn=dataloader.collate_fn,
+        worker_init_fn=dataloader.worker_init_fn,
+        multiprocessing_context=dataloader.multiprocessing_context,
+    )

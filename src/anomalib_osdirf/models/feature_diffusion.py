@@ -22,9 +22,9 @@ from anomalib_osdirf.data.feature_cache import (
     CachedFeatureLoader,
     FeatureBatch,
     FeatureCache,
-    ordered,
     reason_not_to_cache,
 )
+from anomalib_osdirf.data.resumable import ordered
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
 from anomalib_osdirf.models.feature_network import FeatureNetwork

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from torchvision.transforms import v2
 
-from anomalib_osdirf.data.feature_cache import CachedFeatureLoader, FeatureCache, ordered, reason_not_to_cache
+from anomalib_osdirf.data.feature_cache import CachedFeatureLoader, FeatureCache, reason_not_to_cache
+from anomalib_osdirf.data.resumable import ordered
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])

@@ -171,6 +171,22 @@ def test_averaged_networks_are_what_scores() -> None:
     assert _model(ema_decay=0).ema is None
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_batch_norms_get_the_statistics_of_the_weights_that_score(ema_decay: float | None) -> None:
+    """The first batch norm's are those of the first convolution's outputs, whatever was in it before."""
+    model = _model(ema_decay=ema_decay)
+    segmentation = model.scoring_networks["segmentation"]
+    convolution, norm = segmentation.encoder_segment.block1[:2]
+    norm.running_mean.fill_(100)
+    outputs = []
+    handle = convolution.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    model.fit_batch_norm(torch.rand(3, 2, 3, 64, 64), torch.Generator())
+    handle.remove()
+    torch.testing.assert_close(norm.running_mean, torch.cat(outputs).mean((0, 2, 3)), rtol=0, atol=1e-5)
+    assert norm.momentum == 0.1
+    assert not norm.training
+
+
 def test_deployed_network_holds_no_training_weights() -> None:
     model = _model(ema_decay=0.9)
     deployed = sum(parameter.numel() for parameter in model.deployed().parameters())

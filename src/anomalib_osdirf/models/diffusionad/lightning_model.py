@@ -3,7 +3,7 @@
 """DiffusionAD as an anomalib model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,18 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_osdirf.data.resumable import ResumableImageLoader, reason_not_to_reorder
+from anomalib_osdirf.data.resumable import ResumableImageLoader, ordered, reason_not_to_reorder
 from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, check_foreground
 from anomalib_osdirf.models.diffusion_training import DiffusionTraining
 from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel
 from anomalib_osdirf.models.exact_export import ExactExport
+from anomalib_osdirf.models.progress import phase
 from anomalib_osdirf.registration import register
 
 logger = logging.getLogger(__name__)
@@ -248,6 +250,24 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         """Step, then move the averaged networks, before any callback saves a checkpoint."""
         super().optimizer_step(*args, **kwargs)
         self.model.after_step()
+
+    # ------------------------------------------------------------------ validation
+
+    def fit_scoring(self) -> None:
+        """Fit the batch norms of the networks that score, on the training images in their own order."""
+        generator = torch.Generator(self.device).manual_seed(self._seed)
+        self.model.fit_batch_norm(self._painted_images(), generator)
+
+    def _painted_images(self) -> Iterator[Tensor]:
+        """Yield all training images once, pre-processed, anomalies on half of them, under a progress bar."""
+        loader: Any = self.trainer.train_dataloader
+        batches: Any = ordered(loader.dataloader) if isinstance(loader, ResumableImageLoader) else loader
+        visible = self.trainer.progress_bar_callback is not None
+        for index, batch in enumerate(phase("Batch norm fit", batches, len(batches), visible)):
+            batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
+            if isinstance(self.pre_processor, Callback):
+                self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
+            yield self._anomalies(batch.image, batch.image_path, self._seed * 2**32 + index)[0]
 
     # ------------------------------------------------------------------ the rest of anomalib's contract
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of DiffusionAD: image -> two noise scales -> norm-guided reconstruction -> segmentation -> map."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import gcd, lcm
 from typing import Any, NamedTuple
 
@@ -237,13 +237,7 @@ class DiffusionADModel(nn.Module):
             ``focal``, five times the focal loss (alpha 0.5, gamma 4) of the map; ``smooth_l1`` of the map.
         """
         self.check_size(images)
-        count = images.shape[0]
-        noise = torch.randn(2, *images.shape, generator=generator, device=images.device, dtype=images.dtype)
-        t_n = torch.randint(self.timestep_boundary, (count,), generator=generator, device=images.device)
-        t_b = torch.randint(
-            self.timestep_boundary, NUM_TRAIN_TIMESTEPS, (count,), generator=generator, device=images.device
-        )
-        reconstruction: Reconstruction = self.networks["reconstruction"](images, noise[0], noise[1], t_n, t_b)
+        reconstruction, noise = self._reconstruct_at_random(self.networks, images, generator)
         predicted = torch.stack((reconstruction.predicted_noise_n, reconstruction.predicted_noise_b))
         errors = (predicted - noise).square().mean(dim=(0, 2, 3, 4))
         normal = (masks.flatten(1).amax(dim=1) == 0).to(errors.dtype)
@@ -253,6 +247,48 @@ class DiffusionADModel(nn.Module):
             "focal": 5 * sigmoid_focal_loss(logits, masks, alpha=0.5, gamma=4, reduction="mean"),
             "smooth_l1": functional.smooth_l1_loss(logits.sigmoid(), masks),
         }
+
+    def _reconstruct_at_random(
+        self, networks: nn.ModuleDict, images: Tensor, generator: torch.Generator
+    ) -> tuple[Reconstruction, Tensor]:
+        """Reconstruct images at random timesteps, and return the noise, shape ``(2, B, 3, H, W)``, too."""
+        count = images.shape[0]
+        noise = torch.randn(2, *images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        t_n = torch.randint(self.timestep_boundary, (count,), generator=generator, device=images.device)
+        t_b = torch.randint(
+            self.timestep_boundary, NUM_TRAIN_TIMESTEPS, (count,), generator=generator, device=images.device
+        )
+        return networks["reconstruction"](images, noise[0], noise[1], t_n, t_b), noise
+
+    @torch.no_grad()
+    def fit_batch_norm(self, batches: Iterable[Tensor], generator: torch.Generator) -> None:
+        """Compute the statistics of the scoring networks' batch norms anew, as those of their weights.
+
+        Training keeps statistics of weights that have changed since, and averaged weights never had any of their own.
+
+        Args:
+            batches: Training images with anomalies painted onto some of them, in [0, 1], shape ``(B, 3, H, W)`` each.
+            generator: Source of timesteps and noise, on the images' device.
+        """
+        networks = self.scoring_networks
+        norms = [module for module in networks.modules() if isinstance(module, nn.BatchNorm2d)]
+        before = [(norm.momentum, norm.training) for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        for images in batches:
+            reconstruction, _ = self._reconstruct_at_random(networks, images, generator)
+            networks["segmentation"](torch.cat((images, reconstruction.image), dim=1))
+        for norm, (momentum, training) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.train(training)
+
+    @property
+    def scoring_networks(self) -> nn.ModuleDict:
+        """The averaged networks, where there are, else the trained ones."""
+        networks: Any = self.networks if self.ema is None else self.ema.module
+        return networks
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -313,7 +349,7 @@ class DeployedDiffusionAD(nn.Module):
 
     def __init__(self, model: DiffusionADModel) -> None:
         super().__init__()
-        networks: Any = model.networks if model.ema is None else model.ema.module
+        networks = model.scoring_networks
         self.reconstruction = networks["reconstruction"]
         self.segmentation = networks["segmentation"]
         self.timesteps = model.timesteps
