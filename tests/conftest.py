@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
 
@@ -29,6 +30,24 @@ TINY: dict[str, Any] = {
     "max_steps": 6,
     "checkpoint_every_n_steps": 2,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--slow``."""
+    parser.addoption("--slow", action="store_true", help="also run the tests that are marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, by name, what is slow unless asked for, and what needs a GPU where there is none."""
+    reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "slow: give --slow to run it"
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "gpu: there is no CUDA device"
+    for item in items:
+        for name, reason in reasons.items():
+            if name in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

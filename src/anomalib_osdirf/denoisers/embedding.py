@@ -21,7 +21,7 @@ def sine_cosine(values: Tensor, dim: int, max_period: float = 10_000.0) -> Tenso
         Shape ``(N, dim)``, cosines first.
     """
     half = dim // 2
-    frequencies = torch.exp(-log(max_period) * torch.arange(half, device=values.device) / half)
+    frequencies = torch.exp(-log(max_period) * torch.arange(half, device=values.device, dtype=torch.float32) / half)
     angles = values.float()[:, None] * frequencies[None, :]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

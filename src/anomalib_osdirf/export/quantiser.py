@@ -4,9 +4,7 @@
 
 import copy
 import logging
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 
 from anomalib_osdirf.export import quantisation
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.export.openvino_precision import through_file
 
 logger = logging.getLogger(__name__)
 
@@ -175,11 +174,7 @@ class Quantiser:
 
 
 def _compile(network: Any) -> Any:  # noqa: ANN401
-    """Compile a model as a deployer does, from its file: OpenVINO sees marks of precision in files only."""
+    """Compile a model as a deployer does, from its file."""
     import openvino
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.xml"
-        openvino.save_model(network, file, compress_to_fp16=False)
-        saved = openvino.Core().read_model(file.read_bytes(), file.with_suffix(".bin").read_bytes())
-    return openvino.compile_model(saved, "CPU")
+    return openvino.compile_model(through_file(network), "CPU")

@@ -17,7 +17,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms import v2
 
 from anomalib_osdirf.export import exact_export_transform, metadata, quantisation
-from anomalib_osdirf.export.openvino_precision import keep_float32
+from anomalib_osdirf.export.openvino_precision import keep_float32, keep_small_constants
 from anomalib_osdirf.export.options import CALIBRATED, ExportOptions, check_max_drop, compression_of, need
 from anomalib_osdirf.export.post_processing import OPSET, append_post_processor
 from anomalib_osdirf.export.quantiser import Quantiser
@@ -204,6 +204,8 @@ class ExactExport(ExportMixin, ABC):
             if post_processor is not None and options.post_processor:
                 network = append_post_processor(network, post_processor)
             metadata.write_openvino(values, network)
+            if compression == CompressionType.FP16:
+                network = keep_small_constants(network)
             openvino.save_model(network, path, compress_to_fp16=compression == CompressionType.FP16)
             metadata.write_json(values, path.with_suffix(".json"))
             return path

@@ -4,6 +4,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class FeatureNetwork(nn.Module, ABC):
         Returns:
             Shape ``(B, C, h, w)``.
         """
-        return self.backbone.pool(self.backbone(images))
+        return self.backbone.pool(self.backbone(self._precise(images)))
 
     def training_loss(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """DDPM objective: mean squared error of the predicted noise at random timesteps (Ho et al. 2020, eq. 14).
@@ -85,11 +86,11 @@ class FeatureNetwork(nn.Module, ABC):
         Returns:
             Scalar loss.
         """
-        z = self.whitening(features)
+        z = self.whitening(self._precise(features))
         noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
         timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, (z.shape[0],), generator=generator, device=z.device)
-        prediction = self.denoiser(self.schedule.add_noise(z, noise, timesteps), timesteps)
-        return functional.mse_loss(prediction.float(), noise.float())
+        noised = self.schedule.add_noise(z, noise, timesteps).to(next(self.denoiser.parameters()).dtype)
+        return functional.mse_loss(self.denoiser(noised, timesteps).float(), noise.float())
 
     def deployed(self) -> "ReadOutNetwork":
         """Return the network that scores: no training weights, the timesteps folded into the averaged denoiser.
@@ -108,14 +109,25 @@ class FeatureNetwork(nn.Module, ABC):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FeatureNetwork":
-        """Convert weights, as every move to a device or precision does."""
+        """Convert weights, as every move to a device or precision does.
+
+        Half precision is for the denoiser that is trained: statistics, density and the slow average would lose what
+        they are there for.
+        """
         self._deployed = None
-        return super()._apply(fn, recurse)
+        if recurse:
+            for name, child in self.named_children():
+                child._apply(fn if name == "denoiser" else partial(_unless_half, fn))  # noqa: SLF001
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
         """Load weights, of this module alone or as a part of another."""
         self._deployed = None
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _precise(self, values: Tensor) -> Tensor:
+        """Undo what a trainer's half precision does to its batches."""
+        return values.to(self.whitening.weight.dtype)
 
     def check_fitted(self) -> None:
         """Raise an error if the density was never fitted.
@@ -133,7 +145,7 @@ class FeatureNetwork(nn.Module, ABC):
             RuntimeError: If the density was never fitted.
         """
         self.check_fitted()
-        batch: InferenceBatch = self.deployed()(images)
+        batch: InferenceBatch = self.deployed()(self._precise(images))
         return batch
 
 
@@ -202,6 +214,12 @@ class ReadOutNetwork(nn.Module, ABC):
             ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
         """
         return self.read_out(self.field_of(self.backbone.pool(self.backbone(images))), images.shape[-2:])
+
+
+def _unless_half(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Apply a conversion, but for its precision if that is half."""
+    converted = fn(tensor)
+    return tensor.to(converted.device) if converted.dtype in {torch.float16, torch.bfloat16} else converted
 
 
 def upsampled(grid: Tensor, size: Sequence[int]) -> Tensor:

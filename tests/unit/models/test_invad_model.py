@@ -125,6 +125,21 @@ def test_identical_training_images_leave_a_finite_score(make: Callable[..., InvA
     assert torch.isfinite(network.read_out(_fields(2, seed=3), (4, 4)).pred_score).all()
 
 
+def test_half_precision_is_for_the_trained_denoiser_alone(make: Callable[..., InvADModel]) -> None:
+    model = make()
+    before = {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    model.bfloat16()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            assert value.dtype == (torch.bfloat16 if name.startswith("denoiser.") else torch.float32)
+            if not name.startswith("denoiser."):
+                torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    loss = model.training_loss(torch.rand(2, model.backbone.out_channels, 4, 4), torch.Generator().manual_seed(0))
+    assert loss.dtype == torch.float32
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert model.double().ema.module.output.weight.dtype == torch.float64
+
+
 def test_unknown_image_score() -> None:
     with pytest.raises(ValueError, match="image_score='top_k' is unknown; use one of nll, diff, nll_diff"):
         InvADModel(**{**SHARED, **INVAD, "image_score": "top_k"})
