@@ -31,6 +31,7 @@ from anomalib_osdirf import OSDIRF, DiffusionAD, InvAD
 from anomalib_osdirf.data import SyntheticSurfaces
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+QUIET: dict[str, Any] = {"visualizer": False}
 INVAD: dict[str, dict[str, Any]] = {
     "InvAD, paper's steps": {},
     "InvAD, released steps": {"timestep_spacing": "released"},
@@ -89,7 +90,7 @@ def run(name: str, make_data: Callable[[], AnomalibDataModule], arguments: argpa
     seconds = time.perf_counter() - start
     models: dict[str, tuple[Any, float]] = {"OSDIRF": (osdirf, seconds)}
     for label, options in INVAD.items():
-        models[label] = (InvAD.load_from_checkpoint(str(first.best_model_path), **options), seconds)
+        models[label] = (InvAD.load_from_checkpoint(str(first.best_model_path), **options, **QUIET), seconds)
     # The difference of a short and a longer training is what the steps between take.
     tries = {
         n: seconds_to_train(small_diffusionad(arguments.seed, n), make_data(), output / "try", limit_val_batches=0)
@@ -152,10 +153,10 @@ def main() -> None:
         arguments.category,
         lambda: SyntheticSurfaces(category=arguments.category, train_batch_size=16),
         arguments,
-        OSDIRF(**{**quickstart, "seed": arguments.seed}),
+        OSDIRF(**{**quickstart, "seed": arguments.seed, **QUIET}),
     )
     for root in arguments.root:
-        model = OSDIRF(backbone=arguments.backbone, backbone_weights=arguments.weights, seed=arguments.seed)
+        model = OSDIRF(backbone=arguments.backbone, backbone_weights=arguments.weights, seed=arguments.seed, **QUIET)
         rows += run(root.name, lambda root=root: mvtec_folder(root), arguments, model)  # type: ignore[misc]
     columns = {
         "evaluations": "{:d}",

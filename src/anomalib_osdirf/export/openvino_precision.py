@@ -100,7 +100,15 @@ def _filled(output: Any, value: float) -> Any:  # noqa: ANN401
 def _subtract(node: Any) -> None:  # noqa: ANN401
     from openvino import opset13 as ops
 
-    _replace(node, ops.add(node.input_value(0), ops.multiply(node.input_value(1), _filled(node.output(0), -1))))
+    subtrahend, minus_one = node.input_value(1), _filled(node.output(0), -1)
+    product = subtrahend.get_node()
+    if product.get_type_name() == "Multiply":
+        for index in (0, 1):
+            if _is_constant(_input(product, index)):  # two products in a row would be merged
+                minus_one = ops.constant(-_input(product, index).data)
+                subtrahend = product.input_value(1 - index)
+                break
+    _replace(node, ops.add(node.input_value(0), ops.multiply(subtrahend, minus_one)))
 
 
 def _divide(node: Any) -> None:  # noqa: ANN401
@@ -145,7 +153,10 @@ def _reshape(node: Any) -> None:  # noqa: ANN401
 
 
 def _swish(node: Any) -> None:  # noqa: ANN401
-    """Write x sigmoid(x) behind a linear layer as y + y tanh(y) with y = x / 2, the half taken by the layer."""
+    """Write x sigmoid(x) as y + y tanh(y) with y = x / 2, the half taken by the affine map before it.
+
+    That is a linear layer, or the last part of a normalisation; behind a convolution the plugin keeps the precision.
+    """
     from openvino import opset13 as ops
 
     add = _input(node, 0)
@@ -153,9 +164,9 @@ def _swish(node: Any) -> None:  # noqa: ANN401
         return
     for index in (0, 1):
         bias, product = _input(add, index), _input(add, 1 - index)
-        if not _is_constant(bias) or product.get_type_name() != "MatMul" or not _is_constant(_input(product, 1)):
+        if product.get_type_name() not in {"MatMul", "Multiply"} or not _is_constant(bias):
             continue
-        if len(product.output(0).get_target_inputs()) > 1:
+        if not _is_constant(_input(product, 1)) or len(product.output(0).get_target_inputs()) > 1:
             continue
         half = np.float32(0.5)  # a power of two: nothing is rounded
         add.input(index).replace_source_output(ops.constant(half * bias.data).output(0))

@@ -55,29 +55,26 @@ def test_oracle_gives_the_clean_images_back(patch_size: int) -> None:
     torch.testing.assert_close(result.predicted_noise_b, noise_b, rtol=0, atol=1e-2)
 
 
-class Silent(torch.nn.Module):
-    """Returns zeros, and keeps what it was given."""
-
-    def forward(self, z: torch.Tensor, timesteps: torch.Tensor) -> Any:
-        self.seen = z
-        return type("Output", (), {"sample": torch.zeros_like(z)})
-
-
 def test_preconditioned_network_starts_from_the_best_guess_for_gaussian_pixels() -> None:
     """A network that returns nothing leaves the mean of N(0.5, s^2) given z, and is shown values of unit variance."""
     deviation = 0.2
     reconstruction = NormGuidedReconstruction(8, (1,), 1, 0, 2, deviation, 0.0)
-    reconstruction.unet = Silent()
+    seen = []
+
+    def silent(values: torch.Tensor) -> torch.Tensor:
+        seen.append(values)
+        return torch.zeros_like(values)
+
     timesteps = torch.tensor([0, 100, 300, 800])
     abar = torch.tensor(ABAR[timesteps.numpy()])[:, None, None, None]
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 4, 3, 64, 64, generator=generator, dtype=torch.float64)
     z = abar.sqrt() * (0.5 + deviation * clean) + (1 - abar).sqrt() * noise
-    predicted = reconstruction.predict_noise(z, abar, timesteps)
+    predicted = reconstruction.predict_noise(z, abar, silent)
     gain = abar.sqrt() * deviation**2 / (abar * deviation**2 + 1 - abar)
     expected = 0.5 + gain * (z - abar.sqrt() * 0.5)
     torch.testing.assert_close((z - (1 - abar).sqrt() * predicted) / abar.sqrt(), expected)
-    torch.testing.assert_close(reconstruction.unet.seen.std((1, 2, 3)), torch.ones(4).double(), rtol=0.05, atol=0)
+    torch.testing.assert_close(seen[0].std((1, 2, 3)), torch.ones(4).double(), rtol=0.05, atol=0)
 
 
 def test_losses_are_those_of_the_method() -> None:
@@ -187,10 +184,30 @@ def test_batch_norms_get_the_statistics_of_the_weights_that_score(ema_decay: flo
     assert not norm.training
 
 
-def test_deployed_network_holds_no_training_weights() -> None:
+def test_deployed_networks_share_the_averaged_weights() -> None:
     model = _model(ema_decay=0.9)
-    deployed = sum(parameter.numel() for parameter in model.deployed().parameters())
-    assert deployed == sum(parameter.numel() for parameter in model.networks.parameters())
+    assert model.ema is not None
+    deployed = model.deployed()
+    averaged = {id(parameter) for parameter in model.ema.module.parameters()}
+    own = [parameter for parameter in deployed.parameters() if id(parameter) not in averaged]
+    assert {tuple(parameter.shape) for parameter in own} == {(8,), (16,)}  # biases that hold a timestep
+
+
+@pytest.mark.parametrize(("patch_size", "pixel_deviation"), [(1, None), (2, 0.2)])
+def test_folded_timesteps_change_nothing(patch_size: int, pixel_deviation: float | None) -> None:
+    model = _model(patch_size=patch_size, pixel_deviation=pixel_deviation)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    deployed = model.deployed()
+    t_n, t_b = (torch.full((2,), timestep) for timestep in model.timesteps)
+    noise = model.noise[..., :64, :64]
+    with torch.no_grad():
+        expected = model.networks["reconstruction"](images, noise[:1], noise[1:], t_n, t_b).image
+        actual = deployed.reconstruction.reconstruct(images, noise, deployed.abars, list(deployed.unets))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+        pair = torch.cat((images, expected), dim=1)
+        torch.testing.assert_close(
+            deployed.segmentation(pair), model.networks["segmentation"](pair), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_never_trained() -> None:

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of DiffusionAD: image -> two noise scales -> norm-guided reconstruction -> segmentation -> map."""
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import gcd, lcm
 from typing import Any, NamedTuple
 
@@ -101,15 +103,56 @@ class NormGuidedReconstruction(nn.Module):
         z_n, z_b = (
             abar.sqrt() * images + (1 - abar).sqrt() * noise for abar, noise in ((abar_n, noise_n), (abar_b, noise_b))
         )
-        # Both evaluations as one batch: they do not depend on each other, and the exported graph has one network.
-        predicted = self.predict_noise(torch.cat((z_n, z_b)), torch.cat((abar_n, abar_b)), torch.cat((t_n, t_b)))
-        predicted = predicted.to(images.dtype)
-        # Not chunk, nor len: either would fix the batch size of an exported graph.
-        predicted_n, predicted_b = predicted[: images.shape[0]], predicted[images.shape[0] :]
+        # Both evaluations as one batch: they do not depend on each other.
+        network = partial(self._network, self.unet, timesteps=torch.cat((t_n, t_b)))
+        predicted = self.predict_noise(torch.cat((z_n, z_b)), torch.cat((abar_n, abar_b)), network)
+        predicted_n, predicted_b = predicted.to(images.dtype).chunk(2)
         image = norm_guided_estimate(z_n, predicted_n, abar_n, z_b, predicted_b, abar_b, self.guidance_strength)
         return Reconstruction(image, predicted_n, predicted_b)
 
-    def predict_noise(self, z: Tensor, abar: Tensor, timesteps: Tensor) -> Tensor:
+    def reconstruct(self, images: Tensor, noise: Tensor, abars: Tensor, unets: Sequence[Any]) -> Tensor:
+        """Reconstruct images at two fixed timesteps, which have been folded into a network each.
+
+        Args:
+            images: Images in [0, 1], shape ``(B, 3, H, W)``.
+            noise: Noise of the small and the big scale, shape ``(2, 3, H, W)``.
+            abars: abar of both, shape ``(2,)``.
+            unets: What :meth:`folded` returned for both.
+
+        Returns:
+            Norm-guided estimate of the normal images, shape ``(B, 3, H, W)``, in [-1, 1].
+        """
+        states = [abar.sqrt() * images + (1 - abar).sqrt() * field for abar, field in zip(abars, noise, strict=True)]
+        predicted = [
+            self.predict_noise(state, abar, partial(self._network, unet, timesteps=0))
+            for state, abar, unet in zip(states, abars, unets, strict=True)
+        ]
+        return norm_guided_estimate(
+            states[0], predicted[0], abars[0], states[1], predicted[1], abars[1], self.guidance_strength
+        )
+
+    @torch.no_grad()
+    def folded(self, timestep: int) -> nn.Module:
+        """Fold a timestep into the UNet, which shares all else with it.
+
+        The timestep adds a constant to the first convolution of each residual block, so to its bias.
+
+        Returns:
+            The UNet; its own argument ``timestep`` does nothing.
+        """
+        from diffusers.models.resnet import ResnetBlock2D
+
+        time = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep], device=self.unet.device)))
+        unet: nn.Module = _copy_of_structure(self.unet)
+        blocks: list[Any] = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+        for block in blocks:
+            shift = block.time_emb_proj(functional.silu(time))[0]
+            block.conv1.bias = nn.Parameter(block.conv1.bias + shift, requires_grad=False)
+            block.time_emb_proj = None
+            block.time_embedding_norm = "folded"  # neither of those that diffusers would apply
+        return unet
+
+    def predict_noise(self, z: Tensor, abar: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Predict the noise in noised images, eps_theta(z, t).
 
         Without preconditioning it is what the network F returns. With it, F sees values of unit variance and has to
@@ -121,23 +164,43 @@ class NormGuidedReconstruction(nn.Module):
 
         Args:
             z: Noised images, shape ``(B, 3, H, W)``.
-            abar: abar at the timesteps, shape ``(B, 1, 1, 1)``.
-            timesteps: Shape ``(B,)``.
+            abar: abar at the timesteps, broadcastable to the images.
+            network: F at the timesteps.
 
         Returns:
             Shape of ``z``.
         """
         if self.pixel_deviation is None:
-            return self._network(z, timesteps)
+            return network(z)
         variance = 1 / abar - 1
         total = variance + self.pixel_deviation**2
         y = z / abar.sqrt() - 0.5
-        output = self._network(y / total.sqrt(), timesteps)
-        return variance.sqrt() / total * y - self.pixel_deviation / total.sqrt() * output
+        return variance.sqrt() / total * y - self.pixel_deviation / total.sqrt() * network(y / total.sqrt())
 
-    def _network(self, z: Tensor, timesteps: Tensor) -> Tensor:
-        output: Tensor = self.unet(functional.pixel_unshuffle(z, self.patch_size), timesteps).sample
-        return functional.pixel_shuffle(output, self.patch_size)
+    def _network(self, unet: Any, z: Tensor, timesteps: Tensor | int) -> Tensor:  # noqa: ANN401
+        output: Tensor = unet(functional.pixel_unshuffle(z, self.patch_size), timesteps).sample
+        if self.patch_size == 1:
+            return output
+        # A pixel shuffle in other words: OpenVINO's CPU plugin forgets the precision of a real one.
+        channels = output.shape[1]
+        kernel = torch.eye(channels, dtype=output.dtype, device=output.device)
+        kernel = kernel.reshape(channels, 3, self.patch_size, self.patch_size)
+        return functional.conv_transpose2d(output, kernel, stride=self.patch_size)
+
+
+class BlockMaximum(nn.Module):
+    """Largest value of each 2 x 2 block: max pooling, whose precision OpenVINO's CPU plugin forgets, in other words."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map values ``(B, C, H, W)`` of even height and width to ``(B, C, H / 2, W / 2)``."""
+        rows = torch.maximum(values[..., ::2, :], values[..., 1::2, :])
+        return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+def _copy_of_structure(module: nn.Module) -> nn.Module:
+    """Copy a module, but not its weights: those are shared."""
+    tensors: Iterable[Tensor] = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
 
 
 class DiffusionADModel(nn.Module):
@@ -346,13 +409,19 @@ class DeployedDiffusionAD(nn.Module):
     """
 
     noise: Tensor
+    abars: Tensor
 
     def __init__(self, model: DiffusionADModel) -> None:
         super().__init__()
-        networks = model.scoring_networks
+        networks: Any = model.scoring_networks
         self.reconstruction = networks["reconstruction"]
-        self.segmentation = networks["segmentation"]
-        self.timesteps = model.timesteps
+        self.unets = nn.ModuleList(self.reconstruction.folded(timestep) for timestep in model.timesteps)
+        self.segmentation = _copy_of_structure(networks["segmentation"])
+        for owner in list(self.segmentation.modules()):
+            for name, child in owner.named_children():
+                if isinstance(child, nn.MaxPool2d):
+                    setattr(owner, name, BlockMaximum())
+        self.register_buffer("abars", self.reconstruction.schedule.alphas_cumprod[list(model.timesteps)])
         self.register_buffer("noise", model.noise)
         self.train(model.training)
 
@@ -366,12 +435,11 @@ class DeployedDiffusionAD(nn.Module):
             ``pred_score`` of shape ``(B,)``, the mean of the map's 50 largest pixels, and ``anomaly_map`` of shape
             ``(B, 1, H, W)``, both in [0, 1].
         """
-        count, _, height, width = images.shape
+        height, width = images.shape[-2:]
         # Larger images than the fields repeat them.
         repeats = (-(-height // _NOISE_SIZE), -(-width // _NOISE_SIZE))
         noise = self.noise.repeat(1, 1, *repeats)[..., :height, :width]
-        t_n, t_b = (torch.full((count,), timestep, device=images.device) for timestep in self.timesteps)
-        reconstruction = self.reconstruction(images, noise[:1], noise[1:], t_n, t_b).image
+        reconstruction = self.reconstruction.reconstruct(images, noise, self.abars, list(self.unets))
         anomaly_map = self.segmentation(torch.cat((images, reconstruction), dim=1)).sigmoid()
         top = anomaly_map.flatten(1).topk(min(_TOP_PIXELS, height * width)).values
         return InferenceBatch(pred_score=top.mean(dim=1), anomaly_map=anomaly_map)
