@@ -218,11 +218,7 @@ class FeatureDiffusion(DiffusionTraining):
         """Fit density and score constants on the training images' fields, under the averaged denoiser."""
         start = time.perf_counter()
         network = self.model.deployed()
-        network.fit(
-            lambda: (
-                network.field(self.model.whitening(self._features(batch))) for batch in self._batches("Density fit")
-            )
-        )
+        network.fit(lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")))
         self._trained_as = None
         logger.info(
             "Density fit: %s on %d images in %.1f s.",
