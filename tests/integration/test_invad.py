@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from lightning.pytorch import Callback, Trainer
@@ -205,11 +206,11 @@ def test_commands(trained: Any, parts: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["invad.yaml", "invad_paper.yaml"])
-def test_configs_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_configs_are_valid(name: str) -> None:
+    config = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))["model"]
+    assert config["class_path"] == "InvAD"
     with torch.device("meta"):
-        _, model, _ = Engine.from_config(CONFIGS / name)
-    assert isinstance(model, InvAD)
+        model = InvAD(**config["init_args"])
     millions = sum(parameter.numel() for parameter in model.model.denoiser.parameters()) / 1e6
     assert millions == pytest.approx(1221 if "paper" in name else 1.5, rel=0.03)
 
