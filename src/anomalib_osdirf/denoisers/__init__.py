@@ -6,5 +6,6 @@ from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.fold import fold
 from anomalib_osdirf.denoisers.mlp import PositionMLP
 from anomalib_osdirf.denoisers.registry import DENOISERS, build_denoiser
+from anomalib_osdirf.denoisers.velocity import VelocityDenoiser
 
-__all__ = ["DENOISERS", "DiT", "PositionMLP", "build_denoiser", "fold"]
+__all__ = ["DENOISERS", "DiT", "PositionMLP", "VelocityDenoiser", "build_denoiser", "fold"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.mlp import PositionMLP
+from anomalib_osdirf.denoisers.velocity import FoldedVelocityDenoiser, VelocityDenoiser
 
 
 @singledispatch
@@ -203,3 +204,12 @@ def _fold_dit(denoiser: DiT, timestep: int) -> nn.Module:
     shift, scale = denoiser.modulation(time).chunk(2)
     output = _on_grid(_copy(denoiser.output, shift=shift, scale=scale))
     return FoldedDenoiser(_on_grid(denoiser.input), denoiser.position.clone(), blocks, denoiser.norm, output).eval()
+
+
+@fold.register
+@torch.no_grad()
+def _fold_velocity(denoiser: VelocityDenoiser, timestep: int) -> nn.Module:
+    folded: Any = fold(denoiser.network, timestep)
+    folded.output.weight.mul_(denoiser.signal[timestep])
+    folded.output.bias.mul_(denoiser.signal[timestep])
+    return FoldedVelocityDenoiser(folded, denoiser.noise[timestep]).eval()

@@ -6,6 +6,7 @@ from torch import nn
 
 from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.mlp import PositionMLP
+from anomalib_osdirf.denoisers.velocity import PREDICTION_TYPES, VelocityDenoiser
 
 # Width, depth and heads: S, B and L as Peebles and Xie (2023, table 1) have them, and InvAD's released one.
 _TRANSFORMERS = {
@@ -17,20 +18,30 @@ _TRANSFORMERS = {
 DENOISERS = ("mlp", *_TRANSFORMERS)
 
 
-def build_denoiser(name: str, dim: int, grid_size: int) -> nn.Module:
+def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "epsilon") -> nn.Module:
     """Build a denoiser.
 
     Args:
         name: One of :data:`DENOISERS`.
         dim: Channels D of the feature grid.
         grid_size: Side of the grid.
+        prediction_type: What the network predicts: ``epsilon``, the noise, or ``v_prediction``, the velocity, from
+            which the noise follows.
 
     Returns:
         A module called as ``denoiser(z, timesteps)`` with z ``(B, D, h, w)`` and timesteps ``(B,)``.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name or the prediction type is unknown.
     """
+    if prediction_type not in PREDICTION_TYPES:
+        msg = f"prediction_type={prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}."
+        raise ValueError(msg)
+    network = _build_network(name, dim, grid_size)
+    return VelocityDenoiser(network) if prediction_type == "v_prediction" else network
+
+
+def _build_network(name: str, dim: int, grid_size: int) -> nn.Module:
     if name == "mlp":
         return PositionMLP(dim, grid_size)
     if name in _TRANSFORMERS:

@@ -208,10 +208,11 @@ def quantise_within(
 
 
 def expose_field(model: Any) -> None:  # noqa: ANN401
-    """Make the field, what the last convolution returns, one more output of an ``openvino.Model``."""
-    last = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"][-1].output(0)
-    (target,) = (one.get_node() for one in last.get_target_inputs())
-    field = target.output(0) if target.get_type_name() == "Add" else last
+    """Make the field one more output of an ``openvino.Model``: the last convolution and what is added to it."""
+    field = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"][-1].output(0)
+    while [target.get_node().get_type_name() for target in field.get_target_inputs()] == ["Add"]:
+        (target,) = field.get_target_inputs()
+        field = target.get_node().output(0)
     field.set_names({FIELD})
     model.add_outputs(field)
 

@@ -30,6 +30,7 @@ class FeatureNetwork(nn.Module, ABC):
         feature_dim: PCA rank; ``None`` keeps all channels, standardised only.
         grid_size: Side of the feature grid.
         denoiser: Name of the denoiser.
+        prediction_type: What its network predicts.
         density: Gaussian of the field.
         ema_decay: Decay of the denoiser's exponential moving average.
 
@@ -44,6 +45,7 @@ class FeatureNetwork(nn.Module, ABC):
         feature_dim: int | None,
         grid_size: int,
         denoiser: str,
+        prediction_type: str,
         density: str,
         ema_decay: float,
     ) -> None:
@@ -56,7 +58,7 @@ class FeatureNetwork(nn.Module, ABC):
         self.whitening = PCAWhitening(self.backbone.out_channels, feature_dim)
         self.schedule = NoiseSchedule()
         dim = self.whitening.out_channels
-        self.denoiser = build_denoiser(denoiser, dim, grid_size)
+        self.denoiser = build_denoiser(denoiser, dim, grid_size, prediction_type)
         self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
         self.density = build_density(density, dim, grid_size)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from anomalib_osdirf.denoisers import DiT, PositionMLP, build_denoiser
+from anomalib_osdirf.denoisers import DiT, PositionMLP, VelocityDenoiser, build_denoiser
 from anomalib_osdirf.denoisers.ema import EMAUpdate
 from anomalib_osdirf.denoisers.embedding import grid_positions, sine_cosine
 
@@ -61,6 +61,38 @@ def test_mlp_sees_each_position_alone_and_dit_does_not() -> None:
 def test_initial_prediction_is_zero() -> None:
     for name in SMALL:
         assert not build_denoiser(name, 8, 4)(torch.randn(2, 8, 4, 4), torch.tensor([3, 700])).any()
+
+
+def test_velocity_gives_the_noise() -> None:
+    """A network that knows the velocity v = sqrt(abar) eps - sqrt(1 - abar) z gives the noise back, at any timestep."""
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    timesteps = torch.tensor([0, 125, 500, 999])
+    a = abar[timesteps][:, None, None, None]
+    z, noise = torch.randn(2, 4, 6, 3, 3, dtype=torch.float64)
+    known = lambda z_t, t: a.sqrt() * noise - (1 - a).sqrt() * z  # noqa: E731
+    predicted = VelocityDenoiser(known)(a.sqrt() * z + (1 - a).sqrt() * noise, timesteps)
+    torch.testing.assert_close(predicted, noise, rtol=0, atol=1e-5)
+
+
+def test_velocity_starts_as_the_ideal_denoiser_of_white_features() -> None:
+    z = torch.randn(2, 8, 4, 4)
+    noise = build_denoiser("mlp", 8, 4, "v_prediction")(z, torch.tensor([3, 700]))
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)[[3, 700]]
+    torch.testing.assert_close(noise, (1 - abar).sqrt()[:, None, None, None] * z, rtol=1e-4, atol=1e-6)
+
+
+def test_velocity_grows_with_the_features_where_the_noise_does_not() -> None:
+    """Far from the training data, a network behind a layer norm saturates; the field must not."""
+    z, timestep = 1e3 * torch.randn(1, 6, 4, 4), torch.tensor([125])
+    bounded, unbounded = _small("mlp"), VelocityDenoiser(_small("mlp"))
+    growth = [float(one(10 * z, timestep).norm() / one(z, timestep).norm()) for one in (bounded, unbounded)]
+    assert growth[0] < 2
+    assert growth[1] > 9
+
+
+def test_unknown_prediction_type() -> None:
+    with pytest.raises(ValueError, match="prediction_type='x0' is unknown; use one of v_prediction, epsilon"):
+        build_denoiser("mlp", 8, 4, "x0")
 
 
 def test_mlp_is_never_narrower_than_the_features() -> None:

@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from anomalib_osdirf.denoisers import DiT, PositionMLP, build_denoiser, fold
+from anomalib_osdirf.denoisers import DiT, PositionMLP, VelocityDenoiser, build_denoiser, fold
 
 
 @settings(deadline=None, max_examples=25)
-@given(timestep=st.integers(0, 999), seed=st.integers(0, 2**31), transformer=st.booleans())
-def test_folding_changes_nothing(timestep: int, seed: int, transformer: bool) -> None:
+@given(timestep=st.integers(0, 999), seed=st.integers(0, 2**31), transformer=st.booleans(), velocity=st.booleans())
+def test_folding_changes_nothing(timestep: int, seed: int, transformer: bool, velocity: bool) -> None:
     torch.manual_seed(seed)
     denoiser: nn.Module = DiT(6, 3, 32, 2, 4) if transformer else PositionMLP(6, 3, width=32, depth=2)
+    if velocity:
+        denoiser = VelocityDenoiser(denoiser)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -35,6 +35,8 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
         denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
             ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
+        prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
+            follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         num_inference_steps: Number of inversion steps, one evaluation of the denoiser each. Defaults to ``3``.
         timestep_spacing: Timesteps at which the denoiser is asked: ``paper`` ([333, 666, 999] for three steps),
             ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``paper``.
@@ -92,6 +94,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         feature_dim: int | None = 96,
         grid_size: int = 8,
         denoiser: str = "mlp",
+        prediction_type: str = "v_prediction",
         num_inference_steps: int = 3,
         timestep_spacing: str | list[int] = "paper",
         density: str = "standard",

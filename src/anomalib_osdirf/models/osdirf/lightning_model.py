@@ -34,6 +34,8 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
         denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
             ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
+        prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
+            follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``125``.
         state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
             Defaults to ``scaled``.
@@ -90,6 +92,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         feature_dim: int | None = 96,
         grid_size: int = 8,
         denoiser: str = "mlp",
+        prediction_type: str = "v_prediction",
         timestep: int = 125,
         state: str = "scaled",
         density: str = "position_full",
