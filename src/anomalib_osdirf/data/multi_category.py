@@ -134,7 +134,7 @@ class MultiCategory(AnomalibDataModule):
             Defaults to ``False``.
 
     Raises:
-        ValueError: If there are no categories, or two of one name.
+        ValueError: If there are no categories, two of one name, or something else than datamodules.
 
     Example:
         >>> from anomalib_osdirf.data import MultiCategory, SyntheticSurfaces
@@ -157,13 +157,21 @@ class MultiCategory(AnomalibDataModule):
             if value < 1:
                 msg = f"{argument} is {value}, which is too small: use a whole number of at least 1."
                 raise ValueError(msg)
-        self.categories = categories if isinstance(categories, dict) else _named(categories)
+        self.categories = dict(categories) if isinstance(categories, Mapping) else _named(categories)
         if not self.categories:
             msg = "categories is empty: give at least one datamodule."
             raise ValueError(msg)
-        for category in self.categories:
-            if not category or category == "mean":
-                msg = f"categories has the name {category!r}, which is not free: give a dict with other names."
+        for category, datamodule in self.categories.items():
+            if not isinstance(datamodule, AnomalibDataModule):
+                msg = (
+                    f"categories has {category!r}, which is a {type(datamodule).__name__} and no datamodule; "
+                    "`anomalib benchmark` builds none inside another, `python -m anomalib_osdirf benchmark` does."
+                )
+                raise ValueError(msg)  # noqa: TRY004 - whoever wrote the configuration reads it
+            if not category or category == "mean" or "/" in category:
+                msg = (
+                    f"categories has the name {category!r}, which can't be one: give a dict with names without a slash."
+                )
                 raise ValueError(msg)
         self._name = name
         self.category_thresholds = category_thresholds
@@ -257,7 +265,7 @@ class MultiCategory(AnomalibDataModule):
 
 
 def _named(datamodules: Sequence[AnomalibDataModule]) -> dict[str, AnomalibDataModule]:
-    names = [datamodule.category or datamodule.name for datamodule in datamodules]
+    names = [getattr(one, "category", "") or getattr(one, "name", "") or str(one) for one in datamodules]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         msg = (

@@ -4,6 +4,8 @@
 
 from importlib import import_module
 
+from anomalib.models import ALLOWED_MODULES
+
 from anomalib_osdirf.models.diffusionad import DiffusionAD, DiffusionADModel
 from anomalib_osdirf.models.invad import InvAD, InvADModel
 from anomalib_osdirf.models.osdirf import OSDIRF, OSDIRFModel
@@ -12,3 +14,5 @@ __all__ = ["OSDIRF", "DiffusionAD", "DiffusionADModel", "InvAD", "InvADModel", "
 
 for _name in ("multi_category", "synthetic_surfaces"):
     import_module(f"anomalib_osdirf.data.{_name}")
+# Where `anomalib benchmark` may take `contestant` from; it is imported when it is asked for.
+ALLOWED_MODULES.add("anomalib_osdirf.benchmark")
