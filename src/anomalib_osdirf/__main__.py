@@ -15,6 +15,10 @@ PROGRAM = "python -m anomalib_osdirf"
 # Subcommand: the module whose `main(arguments) -> exit status` runs it, and a line of help.
 SUBCOMMANDS = {
     "quickstart": ("anomalib_osdirf.quickstart", "Train, test and export OSDIRF on the embedded data set."),
+    "benchmark": (
+        "anomalib_osdirf.benchmark",
+        "Compare models: accuracy, time, memory, size and speed (in the place of anomalib's, which `anomalib` has).",
+    ),
     "doctor": ("anomalib_osdirf.doctor", "Check this installation and say what to do where something is amiss."),
 }
 

@@ -1,15 +1,17 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Make a model class one of anomalib's models."""
+"""Make a class of ours one of anomalib's models or datamodules."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from anomalib.data import AnomalibDataModule
     from anomalib.models.components import AnomalibModule
 
 ModelClass = TypeVar("ModelClass", bound="type[AnomalibModule]")
+DataModuleClass = TypeVar("DataModuleClass", bound="type[AnomalibDataModule]")
 
 
 def register(model_class: ModelClass) -> ModelClass:
@@ -52,6 +54,24 @@ def register(model_class: ModelClass) -> ModelClass:
     packages = model_class.__module__.split(".")[:-1]
     models.ALLOWED_MODULES.update(".".join(packages[: depth + 1]) for depth in range(len(packages)))
     return model_class
+
+
+def register_datamodule(datamodule_class: DataModuleClass) -> DataModuleClass:
+    """Make a datamodule class reachable by name in ``anomalib benchmark``, which looks in ``anomalib.data`` only.
+
+    Args:
+        datamodule_class (type[AnomalibDataModule]): The datamodule class.
+
+    Returns:
+        type[AnomalibDataModule]: The same class.
+    """
+    data = import_module("anomalib.data")
+    present = getattr(data, datamodule_class.__name__, None)
+    if present is not None and not _same_definition(present, datamodule_class):
+        message = f"{datamodule_class.__name__} can't be registered: anomalib.data has {_path(present)}; rename it."
+        raise ValueError(message)
+    setattr(data, datamodule_class.__name__, datamodule_class)
+    return datamodule_class
 
 
 def _path(thing: object) -> str:

@@ -227,10 +227,17 @@ def runtime_imports(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_only_models_import_what_sets_off_the_hook(file: Path) -> None:
-    """Any other module that did could not be the first import: our models would want it while it is half imported."""
+    """Any other module that did could not be the first import: our models would want it while it is half imported.
+
+    The benchmark stands above the models: no module wants it.
+    """
+    if file.relative_to(PACKAGE).parts[0] == "benchmark":
+        return
+    imports = list(runtime_imports(ast.parse(file.read_text(encoding="utf-8"))))
+    assert not [module for module in imports if module.startswith("anomalib_osdirf.benchmark")]
     if file.relative_to(PACKAGE).parts[0] == "models":
         return
     setting_off = ("models", "engine", "callbacks", "cli", "pipelines")
-    for module in runtime_imports(ast.parse(file.read_text(encoding="utf-8"))):
+    for module in imports:
         parts = module.split(".")
         assert parts[0] != "anomalib" or len(parts) == 1 or parts[1] not in setting_off, f"{file} imports {module}"

@@ -4,12 +4,15 @@
 import gc
 from collections.abc import Callable, Iterator
 
+import anomalib.data
 import anomalib.models
 import pytest
+from anomalib.data import get_datamodule
 from anomalib.models import AnomalibModule, Padim, get_model, list_models
 
 from anomalib_osdirf import OSDIRF
-from anomalib_osdirf.registration import register
+from anomalib_osdirf.data import SyntheticSurfaces
+from anomalib_osdirf.registration import register, register_datamodule
 
 MakeModel = Callable[..., type[AnomalibModule]]
 
@@ -98,3 +101,17 @@ def test_listed_name_leads_back_to_the_model(case: str) -> None:
     """The snake case of OSDIRF is o_s_d_i_r_f in anomalib, in the manner of its own anomaly_d_i_n_o."""
     name = next(name for name in list_models(case) if name.replace("_", "").lower() == "osdirf")
     assert type(get_model(name)) is OSDIRF
+
+
+def test_anomalibs_benchmark_finds_our_datamodules_by_every_name() -> None:
+    for name in ("SyntheticSurfaces", "anomalib_osdirf.data.SyntheticSurfaces"):
+        found = get_datamodule({"class_path": name, "init_args": {"category": "brushed_metal"}})
+        assert isinstance(found, SyntheticSurfaces)
+        assert found.category == "brushed_metal"
+
+
+def test_datamodules_of_anomalib_are_not_shadowed() -> None:
+    original = anomalib.data.Folder
+    with pytest.raises(ValueError, match=r"Folder can't be registered: anomalib.data has anomalib\.data\..*Folder"):
+        register_datamodule(type("Folder", (SyntheticSurfaces,), {}))
+    assert anomalib.data.Folder is original

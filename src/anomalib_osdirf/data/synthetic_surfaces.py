@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import Transform
 
 from anomalib_osdirf.data.surface_drawing import SURFACES, draw_surface
+from anomalib_osdirf.registration import register_datamodule
 
 logger = logging.getLogger(__name__)
 
@@ -256,3 +257,6 @@ def _write_png(path: Path, picture: NDArray[Any]) -> None:
         msg = f"The picture for {path} could not be encoded as PNG."
         raise OSError(msg)
     path.write_bytes(data.tobytes())
+
+
+register_datamodule(SyntheticSurfaces)

@@ -5,10 +5,17 @@
 from typing import Any
 
 from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, Evaluator, F1Max
+from torch import Tensor
 from torchmetrics.classification import BinaryAveragePrecision
 
 
-class AP(AnomalibMetric, BinaryAveragePrecision):  # type: ignore[misc]
+class _AveragePrecision(BinaryAveragePrecision):
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Take scores of shape ``(B, 1)`` too, as some of anomalib's models give them."""
+        super().update(preds.flatten(), target.flatten())
+
+
+class AP(AnomalibMetric, _AveragePrecision):  # type: ignore[misc]
     """Average precision; anomalib's AUPR is the trapezoidal area, which is optimistic."""
 
 

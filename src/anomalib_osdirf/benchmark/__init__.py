@@ -1,0 +1,28 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m anomalib_osdirf benchmark``: models over data sets and seeds, accuracy, time, memory and size.
+
+The configuration file is one for ``anomalib benchmark`` too; see ``configs/benchmark.yaml``.
+"""
+
+from collections.abc import Sequence
+
+from anomalib_osdirf.benchmark.contestant import contestant
+
+__all__ = ["contestant", "main"]
+
+
+def main(arguments: Sequence[str], program: str) -> int:
+    """Run a benchmark and report it.
+
+    Args:
+        arguments: The command line after the subcommand.
+        program: Name for the help text.
+
+    Returns:
+        The exit status.
+    """
+    # Imported here, since every run is a process of its own that needs nothing of it.
+    from anomalib_osdirf.benchmark import command
+
+    return command.main(arguments, program)

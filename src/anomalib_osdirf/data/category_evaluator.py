@@ -1,0 +1,209 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Test metrics and pictures per category, metrics on scores as the model gives them."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.metrics import AnomalibMetric, Evaluator, F1AdaptiveThreshold, F1Score
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+_SCORE: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
+
+
+class F1OwnThreshold(F1Score):
+    """F1 of the labels that a threshold of the category's own gives."""
+
+
+class CategoryEvaluator(Evaluator):
+    """Computes test metrics for each category, and their mean; has pictures saved in a folder for each category.
+
+    anomalib's post-processor cuts scores off at half a range above and below the threshold. With one threshold for
+    many categories that can be all scores of one of them. So this callback comes before it, and maps scores and maps
+    to [0, 1] by the minimum and maximum of the validation alone, which keeps their order.
+
+    Args:
+        test_metrics: Computed for each category.
+        category_of: Tells the category of an image path; ``None`` takes all images for one category, whose metrics
+            have no prefix and no mean.
+        category_thresholds: Also compute the F1 at thresholds of the categories' own.
+
+    Raises:
+        ValueError: At a test with such thresholds, if the model has no post-processor.
+    """
+
+    def __init__(
+        self,
+        test_metrics: Sequence[AnomalibMetric],
+        category_of: Callable[[str], str] | None = None,
+        category_thresholds: bool = False,
+    ) -> None:
+        super().__init__(test_metrics=test_metrics)
+        self.category_of = category_of
+        self.category_thresholds = category_thresholds
+        self.replaced: list[Evaluator] | None = None  # a list, or it would become a part of this module
+        self._picture_folder: list[Path | None] = []
+        self._metrics: dict[str, list[Any]] = {}
+        self._thresholds: dict[str, Tensor] = {}
+        self._own_f1: dict[str, F1OwnThreshold] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew, and find the categories' own thresholds if they are wanted."""
+        super().on_test_start(trainer, pl_module)
+        self._metrics.clear()
+        self._own_f1.clear()
+        if self.category_thresholds:
+            if getattr(pl_module, "post_processor", None) is None:
+                msg = "category_thresholds=True needs the model's post-processor; leave post_processor at its default."
+                raise ValueError(msg)
+            self._thresholds = self._find_thresholds(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Update the metrics of the batch's category."""
+        del outputs, batch_idx, dataloader_idx
+        category = self._category(batch)
+        self._sort_pictures(trainer, pl_module, category)
+        if category not in self._metrics:
+            self._metrics[category] = [copy.deepcopy(metric) for metric in self.test_metrics]
+            for metric in self._metrics[category]:
+                metric.reset()
+                metric.compute_on_cpu = self.compute_on_cpu and trainer.num_devices == 1
+        scaled = _scaled(batch, pl_module)
+        for metric in self._metrics[category]:
+            metric.update(scaled)
+        if category in self._thresholds:
+            scaled.pred_label = scaled.pred_score >= self._thresholds[category]
+            f1 = self._own_f1.setdefault(category, F1OwnThreshold(fields=["pred_label", "gt_label"], prefix="image_"))
+            f1.to(scaled.pred_label.device).update(scaled)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute and log what each category has, and the mean of each metric over the categories that have it."""
+        del trainer
+        values: dict[str, dict[str, float]] = {}
+        for category, metrics in self._metrics.items():
+            own = [self._own_f1[category]] if category in self._own_f1 else []
+            for metric in (*metrics, *own):
+                if metric.update_called:
+                    values.setdefault(metric.name, {})[category] = float(metric.compute())
+        categories = tuple(self._metrics)
+        self._metrics.clear()  # pixels take a lot of memory
+        if self.category_of is None:
+            pl_module.log_dict({name: of_category[""] for name, of_category in values.items()})
+            return
+        for category in categories:
+            pl_module.log_dict({f"{category}/{name}": by[category] for name, by in values.items() if category in by})
+        pl_module.log_dict({f"mean/{name}": sum(by.values()) / len(by) for name, by in values.items()})
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the visualizer as it was."""
+        super().on_test_end(trainer, pl_module)
+        self._unsort_pictures(pl_module)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Have pictures of a prediction sorted too."""
+        del outputs, batch_idx, dataloader_idx
+        self._sort_pictures(trainer, pl_module, self._category(batch))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the visualizer as it was."""
+        super().on_predict_end(trainer, pl_module)
+        self._unsort_pictures(pl_module)
+
+    def _sort_pictures(self, trainer: Any, model: Any, category: str) -> None:  # noqa: ANN401
+        """Send the batch's pictures to a folder of its category, since anomalib names them by the last folder."""
+        visualizer = model.visualizer
+        if category and hasattr(visualizer, "output_dir"):
+            if not self._picture_folder:
+                self._picture_folder.append(visualizer.output_dir)
+            folder = self._picture_folder[0] or Path(trainer.default_root_dir) / "images"
+            visualizer.output_dir = Path(folder) / category
+
+    def _unsort_pictures(self, model: Any) -> None:  # noqa: ANN401
+        if self._picture_folder:
+            model.visualizer.output_dir = self._picture_folder.pop()
+
+    def _category(self, batch: Any) -> str:  # noqa: ANN401
+        if self.category_of is None:
+            return ""
+        categories = {self.category_of(str(path)) for path in batch.image_path}
+        if len(categories) > 1:
+            msg = f"A test batch mixes the categories {', '.join(sorted(categories))}; use MultiCategory's dataloader."
+            raise ValueError(msg)
+        return categories.pop()
+
+    def _find_thresholds(self, trainer: Any, model: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        """Score the validation images, and return each category's threshold of the best F1, on the mapped scale."""
+        found: dict[str, F1AdaptiveThreshold] = {}
+        for batch_idx, batch in enumerate(trainer.datamodule.val_dataloader()):
+            moved = trainer.strategy.batch_to_device(batch)
+            if model.pre_processor is not None:
+                model.pre_processor.on_validation_batch_start(trainer, model, moved, batch_idx)
+            with torch.no_grad():
+                scores = _scaled(model.validation_step(moved, batch_idx), model)
+            found.setdefault(self._category(scores), F1AdaptiveThreshold(**_SCORE).to(model.device)).update(scores)
+        return {category: metric.compute() for category, metric in found.items()}
+
+
+def _scaled(batch: Any, model: Any) -> Any:  # noqa: ANN401
+    """Return a batch with labels and masks of the model's threshold, and scores and maps in [0, 1], in raw order."""
+    raw, post_processor = copy.copy(batch), model.post_processor
+    if post_processor is None:
+        return raw
+    result = copy.copy(batch)
+    post_processor.post_process_batch(result)
+    result.pred_score = _to_unit_range(raw.pred_score, post_processor.image_min, post_processor.image_max)
+    result.anomaly_map = _to_unit_range(raw.anomaly_map, post_processor.pixel_min, post_processor.pixel_max)
+    return result
+
+
+def _to_unit_range(values: Tensor | None, smallest: Tensor, largest: Tensor) -> Tensor | None:
+    span = largest - smallest
+    if values is None or not span > 0:  # no range was ever found
+        return values
+    return ((values - smallest) / span).clamp(0, 1)
+
+
+def measure_by_category(
+    trainer: Any,  # noqa: ANN401
+    category_of: Callable[[str], str],
+    category_thresholds: bool,
+) -> None:
+    """Put a :class:`CategoryEvaluator` with the model's test metrics in the place of its evaluator.
+
+    A callback takes part in a test once it is among the trainer's; it must come before the post-processor.
+    """
+    restore_evaluator(trainer)
+    replaced = [callback for callback in trainer.callbacks if isinstance(callback, Evaluator)]
+    metrics: list[Any] = [metric for evaluator in replaced for metric in evaluator.test_metrics]
+    ours = CategoryEvaluator(metrics, category_of, category_thresholds)
+    ours.compute_on_cpu = all(evaluator.compute_on_cpu for evaluator in replaced)
+    ours.replaced = replaced
+    trainer.callbacks[:] = [ours, *(callback for callback in trainer.callbacks if callback not in replaced)]
+
+
+def restore_evaluator(trainer: Any) -> None:  # noqa: ANN401
+    """Undo :func:`measure_by_category`."""
+    for evaluator in [callback for callback in trainer.callbacks if isinstance(callback, CategoryEvaluator)]:
+        if evaluator.replaced is not None:
+            trainer.callbacks.remove(evaluator)
+            trainer.callbacks.extend(evaluator.replaced)
