@@ -37,7 +37,7 @@ class PositionMLP(nn.Module):
     Args:
         dim: Channels D of the feature grid.
         grid_size: Side of the grid.
-        width: Size of the hidden state; ``None`` takes 384, or D rounded up if that is larger, because noise in D
+        width: Size of the hidden state; ``None`` takes 256, or D rounded up if that is larger, because noise in D
             dimensions does not pass through a narrower state.
         depth: Number of residual blocks.
         condition_width: Size of the embedding of timestep and position. Every position has a modulation of its own,
@@ -52,10 +52,10 @@ class PositionMLP(nn.Module):
         grid_size: int,
         width: int | None = None,
         depth: int = 3,
-        condition_width: int = 128,
+        condition_width: int = 64,
     ) -> None:
         super().__init__()
-        width = width or max(384, -(-dim // 64) * 64)
+        width = width or max(256, -(-dim // 64) * 64)
         self.time_embedding = TimestepEmbedding(condition_width)
         self.register_buffer("position", grid_positions(grid_size, condition_width), persistent=False)
         self.input = nn.Linear(dim, width)

@@ -20,6 +20,7 @@ SHARED: dict[str, Any] = {
     "feature_dim": 6,
     "grid_size": 4,
     "denoiser": "mlp",
+    "prediction_type": "epsilon",
     "density": "standard",
     "ema_decay": 0.9,
 }
@@ -100,10 +101,25 @@ def test_map_of_a_fitted_density_is_the_mahalanobis_length(make: Callable[..., I
     assert far > 3 * near
 
 
+def _without_score(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not name.startswith("score.")}
+
+
+def test_score_of_several_terms_is_their_standardised_sum() -> None:
+    model = OSDIRFModel(**{**SHARED, **OWN, "image_score": "max_top_k"}).eval()
+    _randomise(model)
+    network, training = model.deployed(), _fields(30)
+    network.fit(lambda: training.split(10))
+    of_training = network.density(training).flatten(1).sort(dim=1, descending=True).values
+    maximum, third = of_training[:, 0], of_training[:, :5].mean(dim=1)  # a third of 16 positions
+    expected = sum((one - one.mean()) / one.std(unbiased=False) for one in (maximum, third))
+    torch.testing.assert_close(network.read_out(training, (4, 4)).pred_score, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_one_step_is_osdirf_with_clean_features(make: Callable[..., InvADModel]) -> None:
     invad = make(num_inference_steps=1, timestep_spacing=[700], image_score="nll")
     osdirf = OSDIRFModel(**{**SHARED, **OWN}).eval()
-    osdirf.load_state_dict({name: value for name, value in invad.state_dict().items() if "score" not in name})
+    osdirf.load_state_dict({**osdirf.state_dict(), **_without_score(invad.state_dict())})
     training = _fields(30)
     for model in (invad, osdirf):
         model.deployed().fit(lambda: [training])

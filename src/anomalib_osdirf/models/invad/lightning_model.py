@@ -32,7 +32,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
         feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
-        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
+        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
         denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
             ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
@@ -58,7 +58,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         seed: Seed of the initial weights, of the order of images and of the training's noise; ``None`` follows torch's
             global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.) Defaults to ``None``.
         max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
-            Defaults to ``1500``.
+            Defaults to ``600``.
         max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
@@ -92,7 +92,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         pre_trained: bool = True,
         backbone_weights: str | None = None,
         feature_dim: int | None = 96,
-        grid_size: int = 8,
+        grid_size: int = 16,
         denoiser: str = "mlp",
         prediction_type: str = "v_prediction",
         num_inference_steps: int = 3,
@@ -108,7 +108,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         gradient_clip_norm: float = 1.0,
         ema_decay: float = 0.999,
         seed: int | None = None,
-        max_steps: int = 1500,
+        max_steps: int = 600,
         max_epochs: int | None = None,
         check_val_every_n_epoch: int | None = None,
         checkpoint_every_n_steps: int = 200,

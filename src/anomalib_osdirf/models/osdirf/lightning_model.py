@@ -31,18 +31,19 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
         feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
-        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``8``.
+        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
         denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
             ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
-        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``125``.
+        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``100``.
         state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
             Defaults to ``scaled``.
         density: Gaussian of the field: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
             covariance. Defaults to ``position_full``.
-        image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third) or ``mean``.
-            Defaults to ``top_k``.
+        image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third), ``mean``, or
+            ``max_top_k``, the sum of the first two, each in standard deviations of the training images, for defects
+            small and large. Defaults to ``max_top_k``.
         learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
         initial_learning_rate: Learning rate that the linear warm-up starts from. Defaults to ``0.0``.
         final_learning_rate: Learning rate that the cosine decay ends at. Defaults to ``0.0``.
@@ -56,7 +57,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         seed: Seed of the initial weights, of the order of images and of the training's noise; ``None`` follows torch's
             global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.) Defaults to ``None``.
         max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
-            Defaults to ``1500``.
+            Defaults to ``600``.
         max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
@@ -90,13 +91,13 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         pre_trained: bool = True,
         backbone_weights: str | None = None,
         feature_dim: int | None = 96,
-        grid_size: int = 8,
+        grid_size: int = 16,
         denoiser: str = "mlp",
         prediction_type: str = "v_prediction",
-        timestep: int = 125,
+        timestep: int = 100,
         state: str = "scaled",
         density: str = "position_full",
-        image_score: str = "top_k",
+        image_score: str = "max_top_k",
         learning_rate: float = 1e-3,
         initial_learning_rate: float = 0.0,
         final_learning_rate: float = 0.0,
@@ -106,7 +107,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         gradient_clip_norm: float = 1.0,
         ema_decay: float = 0.999,
         seed: int | None = None,
-        max_steps: int = 1500,
+        max_steps: int = 600,
         max_epochs: int | None = None,
         check_val_every_n_epoch: int | None = None,
         checkpoint_every_n_steps: int = 200,

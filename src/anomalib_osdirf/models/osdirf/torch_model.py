@@ -2,16 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network of OSD-IRF: image -> features -> one evaluation of the denoiser -> density -> map and score."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import IMAGE_SCORES, image_score
+from anomalib_osdirf.density import StandardisedSum, image_score
 from anomalib_osdirf.diffusion import STATES, check_timestep, inverse_residual_field
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
+
+SCORE_TERMS = {"max": ("max",), "top_k": ("top_k",), "mean": ("mean",), "max_top_k": ("max", "top_k")}
 
 
 class OSDIRFModel(FeatureNetwork):
@@ -20,7 +23,7 @@ class OSDIRFModel(FeatureNetwork):
     Args:
         timestep: Timestep t at which the field is read, 0 to 999.
         state: What the denoiser is asked about: ``clean`` features z or ``scaled`` ones, sqrt(abar_t) z.
-        image_score: How the map becomes one score.
+        image_score: How the map becomes one score, a key of :data:`SCORE_TERMS`.
         **arguments: Arguments of :class:`~anomalib_osdirf.models.feature_network.FeatureNetwork`.
 
     Raises:
@@ -32,13 +35,14 @@ class OSDIRFModel(FeatureNetwork):
         if state not in STATES:
             msg = f"state={state!r} is unknown; use one of {', '.join(STATES)}."
             raise ValueError(msg)
-        if image_score not in IMAGE_SCORES:
-            msg = f"image_score={image_score!r} is unknown; use one of {', '.join(IMAGE_SCORES)}."
+        if image_score not in SCORE_TERMS:
+            msg = f"image_score={image_score!r} is unknown; use one of {', '.join(SCORE_TERMS)}."
             raise ValueError(msg)
         super().__init__(**arguments)
         self.timestep = timestep
         self.state = state
         self.image_score = image_score
+        self.score = StandardisedSum(len(SCORE_TERMS[image_score]))
 
     def deploy(self) -> "DeployedOSDIRF":
         """See :meth:`FeatureNetwork.deploy`."""
@@ -57,13 +61,31 @@ class DeployedOSDIRF(ReadOutNetwork):
         self.denoiser = fold(model.ema.module, model.timestep)
         self.abar = model.schedule.abar(model.timestep)
         self.state = model.state
-        self.image_score = model.image_score
+        self.terms = SCORE_TERMS[model.image_score]
+        self.score = model.score
 
     def field(self, z: Tensor) -> Tensor:
         """Inverse residual field, in noise standard deviations: one evaluation of the denoiser."""
         return inverse_residual_field(self.denoiser, z, self.abar, self.state)
 
+    def fit(self, fields: Callable[[], Iterable[Tensor]]) -> None:
+        """Fit the density, then the constants of an image score of several terms; one term alone stays in nats."""
+        super().fit(fields)
+        if len(self.terms) > 1:
+            self.score.fit(torch.cat([self._score_terms(self.density(field.float())) for field in fields()]))
+
+    def fitted_buffers(self) -> dict[str, Tensor]:
+        """See :meth:`ReadOutNetwork.fitted_buffers`."""
+        constants = dict(self.score.named_buffers(prefix="score")) if len(self.terms) > 1 else {}
+        return {**super().fitted_buffers(), **constants}
+
     def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
-        """Negative log densities in nats, as a map and as one score."""
+        """Negative log densities in nats as a map, and one score, in nats if it has one term."""
         nll = self.density(field.float())
-        return InferenceBatch(pred_score=image_score(nll, self.image_score), anomaly_map=upsampled(nll[:, None], size))
+        terms = self._score_terms(nll)
+        score = self.score(terms) if len(self.terms) > 1 else terms.squeeze(1)
+        return InferenceBatch(pred_score=score, anomaly_map=upsampled(nll[:, None], size))
+
+    def _score_terms(self, nll: Tensor) -> Tensor:
+        """Return what the image score is summed of, shape ``(B, terms)``, nats."""
+        return torch.stack([image_score(nll, term) for term in self.terms], dim=1)
