@@ -19,6 +19,7 @@ SUBCOMMANDS = {
         "anomalib_osdirf.benchmark",
         "Compare models: accuracy, time, memory, size and speed (in the place of anomalib's, which `anomalib` has).",
     ),
+    "report": ("anomalib_osdirf.report.command", "Make one page about one or more tested models."),
     "doctor": ("anomalib_osdirf.doctor", "Check this installation and say what to do where something is amiss."),
 }
 
