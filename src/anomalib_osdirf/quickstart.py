@@ -34,7 +34,7 @@ def run_category(category: str, root: Path, quiet: bool = False) -> dict[str, An
     from anomalib.engine import Engine
 
     from anomalib_osdirf.report.command import measure_latencies
-    from anomalib_osdirf.report.page import PAGE_NAME, write_page
+    from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
 
     start = time.perf_counter()
     engine, model, datamodule = Engine.from_config(
@@ -54,7 +54,11 @@ def run_category(category: str, root: Path, quiet: bool = False) -> dict[str, An
     results = checkpoint.parents[2]
     exported = engine.export(model, "openvino", export_root=results, ckpt_path=checkpoint)
     measure_latencies(results)
-    files = {"checkpoint": checkpoint, "exported": exported, "report": write_page([results], results / PAGE_NAME)}
+    files = {
+        "checkpoint": checkpoint,
+        "exported": exported,
+        "report": write_page_or_warn([results], results / PAGE_NAME),
+    }
     return {**metrics, "seconds": seconds, "results": results, **files}
 
 
@@ -108,16 +112,17 @@ def _table(runs: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _report(runs: dict[str, dict[str, Any]], root: Path) -> Path:
+def _report(runs: dict[str, dict[str, Any]], root: Path) -> Path | None:
     """Make a page about all runs, if there are several; return the page to look at."""
-    from anomalib_osdirf.report.page import PAGE_NAME, write_page
+    from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
 
-    pages = [run["report"] for run in runs.values()]
-    return write_page([page.parent for page in pages], root / PAGE_NAME) if len(pages) > 1 else pages[0]
+    if len(runs) == 1:
+        return next(run["report"] for run in runs.values())
+    return write_page_or_warn([run["results"] for run in runs.values()], root / PAGE_NAME)
 
 
-def _next_steps(run: dict[str, Any], report: Path) -> str:
-    return f"""Report:     {report}
+def _next_steps(run: dict[str, Any], report: Path | None) -> str:
+    return f"""Report:     {report or "not made, see above"}
 Pictures:   {run["results"] / "images"}
 Checkpoint: {run["checkpoint"]}
 OpenVINO:   {run["exported"]}

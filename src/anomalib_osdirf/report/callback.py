@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The callback that collects what a report shows, of any anomalib model."""
 
-import logging
 import math
 import platform
 import shlex
@@ -21,8 +20,6 @@ from torchvision.transforms import v2
 from anomalib_osdirf.export import metadata
 from anomalib_osdirf.report import pictures
 from anomalib_osdirf.report.results import ImageResult, ResultsWriter, name_groups, pack_counts
-
-logger = logging.getLogger(__name__)
 
 _LOSSES_AT_ONCE = 50
 _MOST_LOSSES = 4000
@@ -249,21 +246,15 @@ class ReportCallback(Callback):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._writer.put({"test": test, "metrics": logged, "post_processing": _post_processing(pl_module)})
         folder = self._folder(trainer)
-        written = self._make_page(folder) if self.page else None
+        written = None
+        if self.page:
+            from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
+
+            written = write_page_or_warn([folder], folder / PAGE_NAME)
         if not self.quiet:
             from anomalib_osdirf.report.summary import print_summary
 
             print_summary(folder, written)
-
-    def _make_page(self, folder: Path) -> Path | None:
-        from anomalib_osdirf.report.page import PAGE_NAME, write_page
-
-        try:
-            return write_page([folder], folder / PAGE_NAME)
-        except ModuleNotFoundError as error:
-            # A test that took hours must not fail for its report.
-            logger.warning("%s The results are kept: `python -m anomalib_osdirf report %s`.", error, folder)
-            return None
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) if self.folder is None else self.folder

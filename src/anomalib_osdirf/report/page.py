@@ -4,6 +4,8 @@
 
 import base64
 import hashlib
+import logging
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from anomalib_osdirf.report.exports import Export, find_exports
 from anomalib_osdirf.report.pictures import Span, page_map, page_mask, page_picture
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError
 from anomalib_osdirf.report.statistics import Estimate
+
+logger = logging.getLogger(__name__)
 
 PAGE_NAME = "report.html"
 # Characters of base64 that pictures may take: with charts and figures, 500 images stay below 10 MB.
@@ -192,6 +196,24 @@ def write_page(folders: Sequence[Path], output: Path, title: str | None = None) 
     partial.write_text(html, encoding="utf-8")
     partial.replace(output)
     return output
+
+
+def write_page_or_warn(folders: Sequence[Path], output: Path) -> Path | None:
+    """Make a page at the end of a test, which must not fail for a missing package after hours.
+
+    Args:
+        folders: Results folders, each with a results file.
+        output: File to write.
+
+    Returns:
+        The file, ``None`` if packages of the extra ``report`` are missing.
+    """
+    try:
+        return write_page(folders, output)
+    except ModuleNotFoundError as error:
+        command = shlex.join(["python", "-m", "anomalib_osdirf", "report", *map(str, folders)])
+        logger.warning("%s The results are kept: `%s` makes the page then.", error, command)
+        return None
 
 
 def _load(folders: Sequence[Path]) -> list[Run]:

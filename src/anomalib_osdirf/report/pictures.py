@@ -72,7 +72,7 @@ class Span:
         below = np.clip((values - self.low) / (self.middle - self.low), 0, 1)
         # Few values are far above the threshold: the root keeps the others apart.
         above = np.sqrt(np.clip((values - self.middle) / (self.high - self.middle), 0, 1))
-        return (below + above) / 2
+        return 0.6 * below + 0.4 * above
 
 
 def page_map(grey: bytes | None, low: float, high: float, span: Span, side: int) -> bytes | None:
@@ -90,7 +90,7 @@ def page_map(grey: bytes | None, low: float, high: float, span: Span, side: int)
     values = low + _shrink(_decode(grey)[..., 0], side).astype(np.float32) / 255 * (high - low)
     share = span.share(values)
     colours = cv2.applyColorMap((share * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
-    alpha = (np.clip(share * 2.4 - 0.4, 0, 1) * 220).round().astype(np.uint8)
+    alpha = (np.clip(share * 4 - 0.8, 0, 1) * 220).round().astype(np.uint8)
     return _webp(np.dstack([colours[..., ::-1], alpha]))
 
 

@@ -28,7 +28,7 @@ def print_summary(folder: Path, page: Path | None, console: Console | None = Non
     if not console.is_terminal:
         for name, value in lines:
             # Not wrapped: paths and commands are there to be copied.
-            console.print(f"{name + ':':12}{value}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"{name + ':':13}{value}", soft_wrap=True, highlight=False, markup=False)
         return
     table = Table.grid(padding=(0, 2))
     for name, value in lines:

@@ -223,11 +223,16 @@ def test_testing_first_needs_configuration_and_checkpoint(tmp_path: Path, capsys
     assert "can't be tested, because config.yaml is not in it" in capsys.readouterr().err
 
 
-def test_missing_extra_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write_results(tmp_path / "run", ordinary_images(4))
     monkeypatch.setitem(page_module._NEEDED, "no_such_module", "no-such-package")
     with pytest.raises(ModuleNotFoundError, match=r"needs no-such-package.*pip install 'anomalib-osdirf\[report\]'"):
         write_page([folder], tmp_path / "page.html")
+    with caplog.at_level("WARNING"):
+        assert page_module.write_page_or_warn([folder], tmp_path / "page.html") is None
+    assert f"python -m anomalib_osdirf report {folder}" in caplog.text
 
 
 def test_images_of_an_interrupted_writer_stay_readable(tmp_path: Path) -> None:
