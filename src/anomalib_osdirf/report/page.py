@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_osdirf.colours import Span
 from anomalib_osdirf.export import metadata
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.exports import Export, find_exports
-from anomalib_osdirf.report.pictures import Span, page_map, page_mask, page_picture
+from anomalib_osdirf.report.pictures import page_map, page_mask, page_picture
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError
 from anomalib_osdirf.report.statistics import Estimate
 

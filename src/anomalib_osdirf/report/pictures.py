@@ -3,7 +3,6 @@
 """Small pictures: made from a test's tensors, and made ready for a page."""
 
 import io
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from anomalib_osdirf.colours import Span, colour_map
 
 _QUALITY = 78
 _QUICK = 2  # WebP's effort, 0 to 6
@@ -40,39 +41,12 @@ def encode_mask(mask: Tensor, size: int) -> bytes:
     return _png(Image.fromarray((_shrink(values, size) > 0.1).astype(np.uint8) * 255).convert("1"))
 
 
-@dataclass(frozen=True)
-class PagePictures:
-    """Pictures of one image as a page shows them."""
-
-    picture: bytes | None  # WebP
-    map: bytes | None  # WebP with transparency, to lay over the picture or over black
-    mask: bytes | None  # PNG with transparency, to lay over the picture
-
-
 def page_picture(picture: bytes | None, side: int) -> bytes | None:
     """Make a picture smaller if its longer side is above ``side``."""
     if picture is None:
         return None
     pixels = _decode(picture)
     return picture if max(pixels.shape[:2]) <= side else _webp(_shrink(pixels, side))
-
-
-@dataclass(frozen=True)
-class Span:
-    """Values of maps that the colours go from and to, and the one in the middle; a line where there is none."""
-
-    low: float
-    high: float
-    middle: float | None = None
-
-    def share(self, values: NDArray) -> NDArray:
-        """Map values to 0 to 1."""
-        if self.middle is None or not self.low < self.middle < self.high:
-            return np.clip((values - self.low) / max(self.high - self.low, 1e-12), 0, 1)
-        below = np.clip((values - self.low) / (self.middle - self.low), 0, 1)
-        # Few values are far above the threshold: the root keeps the others apart.
-        above = np.sqrt(np.clip((values - self.middle) / (self.high - self.middle), 0, 1))
-        return 0.6 * below + 0.4 * above
 
 
 def page_map(grey: bytes | None, low: float, high: float, span: Span, side: int) -> bytes | None:
@@ -88,10 +62,7 @@ def page_map(grey: bytes | None, low: float, high: float, span: Span, side: int)
     if grey is None:
         return None
     values = low + _shrink(_decode(grey)[..., 0], side).astype(np.float32) / 255 * (high - low)
-    share = span.share(values)
-    colours = cv2.applyColorMap((share * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
-    alpha = (np.clip(share * 4 - 0.8, 0, 1) * 220).round().astype(np.uint8)
-    return _webp(np.dstack([colours[..., ::-1], alpha]))
+    return _webp(colour_map(values, span))
 
 
 def page_mask(mask: bytes | None, side: int) -> bytes | None:
