@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 PAGE_NAME = "report.html"
 # Characters of base64 that pictures may take: with charts and figures, 500 images stay below 10 MB.
 _PICTURE_BUDGET = 8_000_000
+_CHARACTERS_PER_IMAGE = 90  # of names and scores
 _SMALLEST_SIDE, _LARGEST_SIDE = 112, 256
 _NEEDED = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
 
@@ -398,15 +399,17 @@ def _pictures(runs: list[Run]) -> tuple[list[str], list[dict[int, list[int | Non
         The pictures as addresses, for each run the numbers of picture, map and mask by image, and the longest side.
     """
     sizes = [run.results.picture_bytes() for run in runs]
+    names = _CHARACTERS_PER_IMAGE * sum(map(len, sizes))
+    budget = max(_PICTURE_BUDGET - names, _PICTURE_BUDGET // 4)
     total = 4 / 3 * sum(int(size.sum()) for size in sizes)
-    scale = min(1.0, (_PICTURE_BUDGET / max(total, 1)) ** 0.5)
+    scale = min(1.0, (budget / max(total, 1)) ** 0.5)
     side = max(_SMALLEST_SIDE, int(_LARGEST_SIDE * scale))
     collected = _Collected()
     shown: list[dict[int, list[int | None]]] = [{} for _ in runs]
     # Small runs first: what they do not need of their share is left to the others.
     for done, number in enumerate(sorted(range(len(runs)), key=lambda index: int(sizes[index].sum()))):
         run = runs[number]
-        limit = collected.characters + (_PICTURE_BUDGET - collected.characters) / (len(runs) - done)
+        limit = collected.characters + (budget - collected.characters) / (len(runs) - done)
         span = _map_span(run)
         # Those that the gallery shows first, until the page is full.
         order = np.argsort(-run.wrongness, kind="stable").tolist()
