@@ -3,9 +3,11 @@
 """``python -m anomalib_osdirf quickstart``: train, test and export OSDIRF on the embedded data, nothing to download."""
 
 import argparse
+import io
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,9 @@ def main(arguments: Sequence[str], program: str) -> int:
     options = parser.parse_args(arguments)
     categories = CATEGORIES if options.category == "all" else [options.category]
     configure_logger(logging.WARNING if options.quiet else logging.INFO)
-    runs = {category: run_category(category, options.root, options.quiet) for category in categories}
+    # Lightning prints its tables whatever the level of logging.
+    with redirect_stdout(io.StringIO()) if options.quiet else nullcontext():
+        runs = {category: run_category(category, options.root, options.quiet) for category in categories}
     report = _report(runs, options.root)
     if options.quiet:
         return 0
