@@ -343,15 +343,19 @@ def _duration(seconds: float) -> str:
 def _run_data(run: Run, shown: dict[int, list[int | None]]) -> dict[str, Any]:
     results = run.results
     kinds = sorted(set(zip(results.categories, results.kinds, strict=True)))
-    paths = [path or f"image {number}" for path, number in zip(results.paths, results.ids, strict=True)]
+    paths = [
+        Path(path).as_posix() if path else f"image {number}"
+        for path, number in zip(results.paths, results.ids, strict=True)
+    ]
+    folder = _common_folder(paths)
     scored = run.scored
     return {
         "label": run.label,
         "threshold": run.threshold[0],
         "origin": run.threshold[1],
         "scale": run.scale,
-        "names": _short(paths),
-        "paths": paths if _common_folder(paths) else None,
+        "folder": folder,
+        "names": [path[len(folder) :] for path in paths],
         "kinds": [" / ".join(part for part in kind if part) for kind in kinds],
         "kind": [kinds.index(kind) for kind in zip(results.categories, results.kinds, strict=True)],
         "labels": results.labels.tolist(),
@@ -363,13 +367,8 @@ def _run_data(run: Run, shown: dict[int, list[int | None]]) -> dict[str, Any]:
     }
 
 
-def _short(paths: list[str]) -> list[str]:
-    """Leave out the folder that all paths have in common."""
-    start = len(_common_folder(paths))
-    return [path[start:] for path in paths]
-
-
 def _common_folder(paths: list[str]) -> str:
+    """Return the folder that all paths have in common, but for the last, which tells the kind."""
     folders = [Path(path).parent.parts for path in paths]
     if not folders:
         return ""
@@ -378,7 +377,7 @@ def _common_folder(paths: list[str]) -> str:
         if len(set(parts)) > 1:
             break
         count += 1
-    count = min(count, len(folders[0]) - 1)  # keep a folder's name, which tells the kind
+    count = min(count, len(folders[0]) - 1)
     if count <= 0:
         return ""
     separator = "" if folders[0][0].endswith("/") and count == 1 else "/"

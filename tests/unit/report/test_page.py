@@ -148,6 +148,23 @@ def test_runs_side_by_side_share_pictures_and_have_a_mean(tmp_path: Path) -> Non
     assert data["runs"][0]["shown"] == data["runs"][1]["shown"]
 
 
+@pytest.mark.parametrize(
+    ("paths", "folder"),
+    [
+        (["./a/test/good/1.png", "./a/test/dent/2.png"], "a/test/"),
+        (["/x/good/1.png", "/x/good/2.png"], "/x/"),
+        (["/a/1.png", "/b/1.png"], "/"),
+        (["1.png", "2.png"], ""),
+        (["a/b/1.png", "c/2.png"], ""),
+    ],
+)
+def test_names_leave_out_the_common_folder_but_not_the_kinds(tmp_path: Path, paths: list[str], folder: str) -> None:
+    _, data = _make(tmp_path, [image_result(path, 0, 1.0) for path in paths])
+    run = data["runs"][0]
+    assert run["folder"] == folder
+    assert [run["folder"] + name for name in run["names"]] == [path.removeprefix("./") for path in paths]
+
+
 def test_the_same_folder_twice_is_one_run(tmp_path: Path) -> None:
     folder = write_results(tmp_path / "a", ordinary_images(4))
     html = write_page([folder, folder / FILE_NAME], tmp_path / "report.html").read_text("utf-8")

@@ -304,6 +304,13 @@ find("cards").addEventListener("keydown", (event) => {
 
 // ---------------------------------------------------------------- enlarged image
 
+// Where each path is in a run.
+const places = new Map();
+const placesOf = (from) => {
+  if (!places.has(from)) places.set(from, new Map(from.names.map((name, index) => [from.folder + name, index])));
+  return places.get(from);
+};
+
 const enlarge = (place) => {
   if (place < 0 || place >= list.length) return;
   state.open = place;
@@ -313,8 +320,8 @@ const enlarge = (place) => {
   content.replaceChildren();
   // The same image in the other runs, if they have it.
   data.runs.forEach((other, number) => {
-    const same = number === state.run ? index : other.paths?.indexOf(run().paths?.[index] ?? NaN) ?? -1;
-    if (same < 0) return;
+    const same = number === state.run ? index : placesOf(other).get(run().folder + name);
+    if (same === undefined) return;
     const heading = element("p", { className: outcome(other, same, thresholds[number]) },
       element("span", { textContent: data.runs.length > 1 ? `${other.label}: ` : "" }),
       element("span", { className: "badge", textContent: OUTCOMES[outcome(other, same, thresholds[number])][1] }),
