@@ -75,11 +75,12 @@ def test_dragging_the_line_changes_the_counts(page: Any) -> None:
     box = chart.bounding_box()
     middle = box["y"] + box["height"] / 2
     seen = []
-    page.mouse.move(box["x"] + box["width"] / 2, middle)
+    page.mouse.move(box["x"] + box["width"] * 0.6, middle)
     page.mouse.down()
-    for share in (0.5, 0.3, 0.7):
-        page.mouse.move(box["x"] + box["width"] * share, middle, steps=4)
-        page.wait_for_timeout(100)
+    for share in (0.4, 0.3, 0.7):
+        before = page.locator("#value").inner_text()
+        page.mouse.move(box["x"] + box["width"] * share, middle)
+        page.wait_for_function("before => document.querySelector('#value').innerText !== before", arg=before)
         threshold = _threshold(page)
         assert _shown_counts(page) == _counts(IMAGES, threshold)
         seen.append(threshold)
@@ -91,8 +92,7 @@ def test_dragging_the_line_changes_the_counts(page: Any) -> None:
     f1 = 2 * counts["caught"] / (2 * counts["caught"] + counts["missed"] + counts["false-alarms"])
     assert float(page.locator("#f1").inner_text()) == pytest.approx(f1, abs=1e-3)
     assert f"{counts['missed']} of 20" in page.locator("#miss-rate").inner_text()
-    page.wait_for_timeout(200)
-    assert page.locator("#outcomes button", has_text=f"Missed ({counts['missed']})").count() == 1
+    page.wait_for_selector(f"#outcomes button:has-text('Missed ({counts['missed']})')")  # once the line rests
     page.locator("#reset").click()
     assert _shown_counts(page) == _counts(IMAGES, 0.5)
 
@@ -149,9 +149,11 @@ def test_images_are_opened_and_walked_through_by_keyboard(page: Any) -> None:
 
 def test_other_run_is_shown_and_its_name_is_text(page: Any) -> None:
     page.locator("#run").select_option(index=1)
-    page.wait_for_timeout(300)
     mirrored = [image_result(None, image.label, 20 - (image.score or 0)) for image in IMAGES]
-    assert _shown_counts(page) == _counts(mirrored, 0.5)
+    counts = _counts(mirrored, 0.5)
+    caught = "caught => document.querySelector('#caught').innerText === String(caught)"
+    page.wait_for_function(caught, arg=counts["caught"])
+    assert _shown_counts(page) == counts
     assert page.title() != "hacked"
     assert EVIL in page.locator("#metrics thead").inner_text()
 
