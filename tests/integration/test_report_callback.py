@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 import small_data
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.__main__ import main
+from anomalib_osdirf.data import MultiCategory
 from anomalib_osdirf.report import ReportCallback, page
 from anomalib_osdirf.report.page import Run
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsWriter
@@ -136,6 +137,17 @@ def test_command_tests_a_folder_without_results_first(
     results = Results(folder)
     logged = results.entries["metrics"]["image_AUROC"]
     assert roc_auc_score(results.labels, results.scores) == pytest.approx(logged, abs=1e-6)
+
+
+def test_each_image_is_of_the_category_that_the_data_say(
+    trained: Any, parts: Path, engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    data = MultiCategory({"bolts": small_data.small_folder(parts)}, num_workers=0)
+    callback = ReportCallback(folder=tmp_path, page=False, quiet=True)
+    engine(callbacks=[callback]).test(OSDIRF(), datamodule=data, ckpt_path=trained.checkpoint)
+    results = Results(tmp_path)
+    assert set(results.categories) == {"bolts"}
+    assert len(results.ids) == 8
 
 
 def test_losses_of_a_training_that_is_interrupted_are_kept(

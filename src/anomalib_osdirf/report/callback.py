@@ -174,7 +174,7 @@ class ReportCallback(Callback):
         """Write a batch's results, before the model's post-processing normalises and clips them."""
         if self._writer is None:
             return
-        category = getattr(getattr(trainer, "datamodule", None), "category", None)
+        datamodule = getattr(trainer, "datamodule", None)
         span = _pixel_span(pl_module)
         images, whole = self._images, True
         seen = getattr(outputs, "image", None)
@@ -182,7 +182,7 @@ class ReportCallback(Callback):
             images, whole = _geometry(pl_module, images, seen), False
         self._writer.add_images(
             [
-                self._result(outputs, index, None if images is None else images[index], whole, category, span)
+                self._result(outputs, index, None if images is None else images[index], whole, datamodule, span)
                 for index in range(_batch_length(outputs))
             ]
         )
@@ -194,13 +194,13 @@ class ReportCallback(Callback):
         index: int,
         image: Tensor | None,
         whole: bool,
-        category: str | None,
+        datamodule: Any,  # noqa: ANN401
         span: tuple[float, float] | None,
     ) -> ImageResult:
         paths = getattr(batch, "image_path", None)
         path = str(paths[index]) if paths else None
         label = _item(getattr(batch, "gt_label", None), index)
-        group, kind = name_groups(path, None if label is None else int(label), category)
+        group, kind = name_groups(path, None if label is None else int(label), _category(datamodule, path))
         score = _item(getattr(batch, "pred_score", None), index)
         anomaly_map = _plane(getattr(batch, "anomaly_map", None), index)
         if score is None and anomaly_map is not None:
@@ -315,6 +315,13 @@ def _post_processing(module: LightningModule) -> dict[str, Any] | None:
     switches = ("enable_normalization", "enable_thresholding")
     enabled = {name: bool(getattr(post_processor, name, True)) for name in switches}
     return {**values, **metadata.sensitivities(post_processor), **enabled}
+
+
+def _category(datamodule: Any, path: str | None) -> str | None:  # noqa: ANN401
+    """Return the category that an image is of, for data of several as ``MultiCategory``'s."""
+    if path is not None and hasattr(datamodule, "category_of"):
+        return str(datamodule.category_of(path))
+    return getattr(datamodule, "category", None)
 
 
 def _pixel_span(module: LightningModule) -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 import shlex
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,13 +90,32 @@ class Run:
         return best, "the best F1 on these test images, as the model has none of its own"
 
     @cached_property
+    def category_names(self) -> list[str]:
+        """Names of the categories of the tested images."""
+        return sorted(set(self.results.categories))
+
+    @cached_property
     def metrics(self) -> dict[str, Estimate]:
-        """Metrics of images and pixels, with intervals."""
-        scores, labels = self.scores[self.scored], self.results.labels[self.scored]
-        found = {f"image {k}": v for k, v in statistics.image_metrics(scores, labels, self.threshold[0]).items()}
-        normal, anomalous, _ = self._pixels
+        """Metrics of images and pixels, with intervals.
+
+        Of several categories, means over those that have a metric: scores are not ranked across categories.
+        """
+        categories = np.array(self.results.categories)
+        parts = [self._metrics_of(category, self.scored & (categories == category)) for category in self.category_names]
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: statistics.mean([part[name] for part in parts if name in part]) for name in names}
+
+    def _metrics_of(self, category: str, chosen: NDArray[np.bool_]) -> dict[str, Estimate]:
+        # Seeds differ between categories, whose intervals would not be independent of each other otherwise.
+        seed = zlib.crc32(f"{self.data}/{category}".encode())
+        scores, labels = self.scores[chosen], self.results.labels[chosen]
+        images = statistics.image_metrics(scores, labels, self.threshold[0], seed)
+        found = {f"image {name}": estimate for name, estimate in images.items()}
+        normal, anomalous, known = self._pixels
         if len(normal):
-            found |= {f"pixel {k}": v for k, v in statistics.pixel_metrics(normal, anomalous).items()}
+            counted = chosen[known]
+            pixels = statistics.pixel_metrics(normal[counted], anomalous[counted], seed)
+            found |= {f"pixel {name}": estimate for name, estimate in pixels.items()}
         return found
 
     @cached_property
@@ -107,22 +127,14 @@ class Run:
         """Figures of each category and kind of defect, against the normal images of the same category."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         labels, kinds, categories = self.results.labels, np.array(self.results.kinds), np.array(self.results.categories)
-        normal, anomalous, known = self._pixels
-        for category in sorted(set(self.results.categories)):
+        for category in self.category_names:
             inside = self.scored & (categories == category)
             names = sorted(set(kinds[inside & (labels == 1)].tolist()))
             several = [""] if len(names) != 1 else []  # "": all kinds together
             for kind in [*several, *names]:
                 chosen = inside & ((labels == 0) | (kinds == kind) | (not kind))
-                counted = chosen[known]
-                found[category, kind] = {
-                    "images": int((chosen & (labels == 1)).sum()),
-                    "normal": int((chosen & (labels == 0)).sum()),
-                    **statistics.image_metrics(self.scores[chosen], labels[chosen], self.threshold[0]),
-                    "pixel AUROC": statistics.pixel_metrics(normal[counted], anomalous[counted]).get("AUROC")
-                    if len(normal)
-                    else None,
-                }
+                anomalies = int((chosen & (labels == 1)).sum())
+                found[category, kind] = {"images": anomalies, **self._metrics_of(category, chosen)}
         return found
 
     @cached_property
@@ -290,14 +302,17 @@ def _metric_rows(runs: list[Run]) -> list[tuple[str, list[Estimate | float | Non
     rows: list[tuple[str, list[Estimate | float | None]]] = [
         (name, [run.metrics.get(name) for run in runs]) for name in sorted(names, key=_metric_order)
     ]
-    known = {name.replace(" ", "_") for name in names}
-    logged = dict.fromkeys(name for run in runs for name in run.entries.get("metrics") or {} if name not in known)
-    rows += [
-        (name.replace("_", " "), [(run.entries.get("metrics") or {}).get(name) for run in runs])
-        for name in logged
-        if name.startswith(("image_", "pixel_"))
-    ]
+    logged = [_logged(run) for run in runs]
+    others = dict.fromkeys(name for values in logged for name in values if name not in names)
+    rows += [(name, [values.get(name) for values in logged]) for name in others]
     return rows
+
+
+def _logged(run: Run) -> dict[str, float]:
+    """Return the metrics that anomalib logged, of several categories their means."""
+    prefix = "mean/" if len(run.category_names) > 1 else ""
+    values = {name.removeprefix(prefix): value for name, value in (run.entries.get("metrics") or {}).items()}
+    return {name.replace("_", " "): value for name, value in values.items() if name.startswith(("image_", "pixel_"))}
 
 
 def _metric_order(name: str) -> int:

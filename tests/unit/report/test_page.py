@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from anomalib_osdirf.__main__ import main
 from anomalib_osdirf.report import page as page_module
 from anomalib_osdirf.report import statistics
-from anomalib_osdirf.report.page import write_page
+from anomalib_osdirf.report.page import Run, write_page
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError, ResultsWriter
 from results_folder import image_result, ordinary_images, write_results
 
@@ -146,6 +146,24 @@ def test_runs_side_by_side_share_pictures_and_have_a_mean(tmp_path: Path) -> Non
     assert "OSDIRF, mean" in html
     assert "Padim, mean" not in html
     assert data["runs"][0]["shown"] == data["runs"][1]["shown"]
+
+
+def test_metrics_of_several_categories_are_means_over_them(tmp_path: Path) -> None:
+    """Each category is perfect by itself; together they are not, as good nuts score above bad bolts."""
+    images = [
+        image_result(f"data/{category}/test/{'good' if label == 0 else 'dent'}/{n}.png", label, score + 5 * label + n)
+        for category, score in (("bolt", 1.0), ("nut", 11.0))
+        for label in (0, 1)
+        for n in range(3)
+    ]
+    logged = {"mean/image_AUROC": 1.0, "mean/pixel_AUPRO": 0.625, "bolt/pixel_AUPRO": 0.125, "image_AUROC": 0.5}
+    html, _ = _make(tmp_path, images, metrics=logged)
+    metrics = Run(Results(tmp_path / "run")).metrics
+    assert metrics["image AUROC"].value == 1
+    assert metrics["image false-alarm rate"].value == 0.5
+    assert "0.625" in html
+    assert "0.125" not in html
+    assert "means over the categories" in html
 
 
 @pytest.mark.parametrize(
