@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 DISTRIBUTION = "anomalib-osdirf"
 HOOK_FILES = ("anomalib_osdirf.pth", "anomalib_osdirf.start")
 DEFAULT_BACKBONE = "efficientnet_b4"
-OPTIONAL_EXTRAS = {"openvino": "for export and OpenVINO", "report": "for report pages"}
+OPTIONAL_EXTRAS = {
+    "openvino": "for export and OpenVINO",
+    "report": "for report pages",
+    "app": "to try models in the browser",
+}
 LEAST_FREE_BYTES = 2 * 1024**3
 
 Status = Literal["ok", "note", "fail"]
