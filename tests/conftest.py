@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small data set of textured images and a small model, for every test that trains."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,19 @@ def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     metrics = engine.train(OSDIRF(**TINY, seed=0, pre_processor=pre_processor()), datamodule=datamodule)[0]
     checkpoint = Path(str(engine.best_model_path))
     return Trained(checkpoint.parents[2], checkpoint, dict(metrics))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Start an installed Chromium, or skip where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next((path for path in map(shutil.which, names) if path), None)
+    if program is None:
+        pytest.skip(f"browser: none of {', '.join(names)} is installed")
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=switches)
+        yield started
+        started.close()

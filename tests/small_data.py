@@ -7,7 +7,7 @@ from typing import Any
 
 from anomalib.data import Folder
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "name": "parts",
     "normal_dir": "train/good",
     "normal_test_dir": "test/good",
@@ -23,4 +23,4 @@ _DEFAULTS: dict[str, Any] = {
 
 def small_folder(parts: Path, **arguments: Any) -> Folder:
     """Make the datamodule, with other arguments where they are given."""
-    return Folder(**{**_DEFAULTS, "root": parts, **arguments})
+    return Folder(**{**DEFAULTS, "root": parts, **arguments})

@@ -19,6 +19,8 @@ SUBCOMMANDS = {
         "anomalib_osdirf.benchmark",
         "Compare models: accuracy, time, memory, size and speed (in the place of anomalib's, which `anomalib` has).",
     ),
+    "report": ("anomalib_osdirf.report.command", "Make one page about one or more tested models."),
+    "app": ("anomalib_osdirf.app.command", "Try a model in the browser."),
     "doctor": ("anomalib_osdirf.doctor", "Check this installation and say what to do where something is amiss."),
 }
 

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 DISTRIBUTION = "anomalib-osdirf"
 HOOK_FILES = ("anomalib_osdirf.pth", "anomalib_osdirf.start")
 DEFAULT_BACKBONE = "efficientnet_b4"
-OPTIONAL_EXTRA = "openvino"
+OPTIONAL_EXTRAS = {
+    "openvino": "for export and OpenVINO",
+    "report": "for report pages",
+    "app": "to try models in the browser",
+}
 LEAST_FREE_BYTES = 2 * 1024**3
 
 Status = Literal["ok", "note", "fail"]
@@ -80,19 +84,21 @@ def check_packages() -> Iterator[Check]:
     for requirement in map(Requirement, requirements):
         marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}):
-            yield _check_package(requirement, optional=False)
-        elif marker.evaluate({"extra": OPTIONAL_EXTRA}):
-            yield _check_package(requirement, optional=True)
+            yield _check_package(requirement)
+            continue
+        extra = next((extra for extra in OPTIONAL_EXTRAS if marker.evaluate({"extra": extra})), None)
+        if extra is not None:
+            yield _check_package(requirement, extra)
 
 
-def _check_package(requirement: "Requirement", *, optional: bool) -> Check:
+def _check_package(requirement: "Requirement", extra: str | None = None) -> Check:
     wanted = f"{requirement.name}{requirement.specifier}"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        if optional:
-            remedy = f'for export and OpenVINO: python -m pip install "{DISTRIBUTION}[{OPTIONAL_EXTRA}]"'
-            return Check(requirement.name, "note", f"not installed (optional, extra {OPTIONAL_EXTRA})", remedy)
+        if extra is not None:
+            remedy = f'{OPTIONAL_EXTRAS[extra]}: python -m pip install "{DISTRIBUTION}[{extra}]"'
+            return Check(requirement.name, "note", f"not installed (optional, extra {extra})", remedy)
         return Check(requirement.name, "fail", "not installed", f'python -m pip install "{wanted}"')
     if requirement.specifier.contains(version, prereleases=True):
         return Check(requirement.name, "ok", version)

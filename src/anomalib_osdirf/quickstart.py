@@ -3,8 +3,11 @@
 """``python -m anomalib_osdirf quickstart``: train, test and export OSDIRF on the embedded data, nothing to download."""
 
 import argparse
+import io
+import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +22,46 @@ def config_file() -> Path:
     return next(place for place in places if place.is_file())
 
 
-def run_category(category: str, root: Path) -> dict[str, Any]:
-    """Train, test and export one category.
+def run_category(category: str, root: Path, quiet: bool = False) -> dict[str, Any]:
+    """Train, test, export and report one category.
 
     Args:
         category: Surface of the embedded data set.
         root: Results folder.
+        quiet: Whether to leave out progress bars.
 
     Returns:
-        Metrics by name, with ``seconds``, ``results``, ``checkpoint`` and ``exported``.
+        Metrics by name, with ``seconds``, ``results``, ``checkpoint``, ``exported`` and ``report``.
     """
     from anomalib.engine import Engine
 
+    from anomalib_osdirf.report.command import measure_latencies
+    from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
+
     start = time.perf_counter()
     engine, model, datamodule = Engine.from_config(
-        config_file(), **{"data.init_args.category": category, "default_root_dir": root}
+        config_file(),
+        **{
+            "data.init_args.category": category,
+            "default_root_dir": root,
+            # The page is made when the exported model is there to be timed.
+            "trainer.callbacks.init_args.page": False,
+            "trainer.callbacks.init_args.quiet": True,
+            "trainer.enable_progress_bar": not quiet,
+        },
     )
     metrics = dict(engine.train(model, datamodule=datamodule)[0])
     seconds = time.perf_counter() - start
     checkpoint = Path(str(engine.best_model_path))
     results = checkpoint.parents[2]
     exported = engine.export(model, "openvino", export_root=results, ckpt_path=checkpoint)
-    return {**metrics, "seconds": seconds, "results": results, "checkpoint": checkpoint, "exported": exported}
+    measure_latencies(results)
+    files = {
+        "checkpoint": checkpoint,
+        "exported": exported,
+        "report": write_page_or_warn([results], results / PAGE_NAME),
+    }
+    return {**metrics, "seconds": seconds, "results": results, **files}
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -67,14 +88,20 @@ def main(arguments: Sequence[str], program: str) -> int:
         help="surface to train on, or all of them, each with a model of its own",
     )
     parser.add_argument("--root", type=Path, default=Path("results"), help="results folder")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     options = parser.parse_args(arguments)
     categories = CATEGORIES if options.category == "all" else [options.category]
-    configure_logger()
-    runs = {category: run_category(category, options.root) for category in categories}
+    configure_logger(logging.WARNING if options.quiet else logging.INFO)
+    # Lightning prints its tables whatever the level of logging.
+    with redirect_stdout(io.StringIO()) if options.quiet else nullcontext():
+        runs = {category: run_category(category, options.root, options.quiet) for category in categories}
+    report = _report(runs, options.root)
+    if options.quiet:
+        return 0
     console = Console()
     console.print(_table(runs))
     # Not wrapped: commands are there to be copied.
-    console.print(_next_steps(runs[categories[0]]), soft_wrap=True, highlight=False, markup=False)
+    console.print(_next_steps(runs[categories[0]], report), soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -89,8 +116,18 @@ def _table(runs: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _next_steps(run: dict[str, Any]) -> str:
-    return f"""Pictures:   {run["results"] / "images"}
+def _report(runs: dict[str, dict[str, Any]], root: Path) -> Path | None:
+    """Make a page about all runs, if there are several; return the page to look at."""
+    from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
+
+    if len(runs) == 1:
+        return next(run["report"] for run in runs.values())
+    return write_page_or_warn([run["results"] for run in runs.values()], root / PAGE_NAME)
+
+
+def _next_steps(run: dict[str, Any], report: Path | None) -> str:
+    return f"""Report:     {report or "not made, see above"}
+Pictures:   {run["results"] / "images"}
 Checkpoint: {run["checkpoint"]}
 OpenVINO:   {run["exported"]}
 

@@ -62,4 +62,3 @@ class FoldedVelocityDenoiser(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Predict the noise in z ``(B, D, h, w)`` at the folded timestep, same shape."""
         return self.network(z) + self.noise * z
-

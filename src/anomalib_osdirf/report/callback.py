@@ -1,0 +1,382 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The callback that collects what a report shows, of any anomalib model."""
+
+import math
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from anomalib_osdirf.export import metadata
+from anomalib_osdirf.report import pictures
+from anomalib_osdirf.report.results import ImageResult, ResultsWriter, name_groups, pack_counts
+
+_LOSSES_AT_ONCE = 50
+_MOST_LOSSES = 4000
+_MAP_SIDE = 128
+_PACKAGES = ("anomalib-osdirf", "anomalib", "lightning", "torch", "torchvision", "timm", "openvino", "nncf", "onnx")
+
+
+class ReportCallback(Callback):
+    """Collects the results of a training and a test of any anomalib model, and makes a page of them.
+
+    It writes ``report.sqlite`` and ``report.html`` into the results folder, and says at the end of a test what was
+    found and what can be done next.
+
+    Args:
+        folder (Path | str | None): Folder to write to; the trainer's results folder when ``None``.
+            Defaults to ``None``.
+        page (bool): Whether to make the page after a test; ``python -m anomalib_osdirf report`` makes it otherwise.
+            Defaults to ``True``.
+        picture_size (int): Longest side of the small pictures in pixels.
+            Defaults to ``256``.
+        quiet (bool): Whether to leave out the summary in the terminal.
+            Defaults to ``False``.
+
+    Raises:
+        ValueError: If ``picture_size`` is below 32.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_osdirf.report import ReportCallback
+        >>> engine = Engine(callbacks=[ReportCallback()])
+    """
+
+    def __init__(
+        self, folder: Path | str | None = None, page: bool = True, picture_size: int = 256, quiet: bool = False
+    ) -> None:
+        if picture_size < 32:
+            msg = f"picture_size={picture_size} is too small to see anything; use 32 or more."
+            raise ValueError(msg)
+        self.folder = None if folder is None else Path(folder)
+        self.page = page
+        self.picture_size = picture_size
+        self.quiet = quiet
+        self._writer: ResultsWriter | None = None
+        self._start = 0.0
+        self._losses: list[tuple[int, Tensor, float]] = []
+        self._every = 1
+        self._kept = 0
+        self._images: Tensor | None = None
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a new results file."""
+        self._start = time.perf_counter()
+        self._losses, self._every, self._kept = [], 1, 0
+        if trainer.is_global_zero:
+            self._writer = ResultsWriter(self._folder(trainer), fresh=True)
+            self._writer.put({**_description(trainer, pl_module), "training": {"state": "started"}})
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Keep the loss; a long training's thinned out."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if self._writer is None or not isinstance(loss, Tensor) or trainer.global_step % self._every:
+            return
+        # Losses stay on the device until there are some, as each transfer waits for it.
+        self._losses.append((trainer.global_step, loss.detach(), time.perf_counter() - self._start))
+        if len(self._losses) >= _LOSSES_AT_ONCE:
+            self._write_losses()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what there is of a training that is interrupted."""
+        self._write_losses()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note how long the training took."""
+        if self._writer is None:
+            return
+        self._write_losses()
+        training = {
+            "state": "finished",
+            "seconds": time.perf_counter() - self._start,
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "images": _length(getattr(getattr(trainer, "datamodule", None), "train_data", None)),
+        }
+        self._writer.put({"training": training})
+
+    def _write_losses(self) -> None:
+        if self._writer is None or not self._losses:
+            return
+        self._writer.add_losses([(step, float(loss), seconds) for step, loss, seconds in self._losses])
+        self._kept += len(self._losses)
+        self._losses = []
+        if self._kept > _MOST_LOSSES / 2:
+            self._every, self._kept = self._every * 2, self._kept // 2
+
+    # ------------------------------------------------------------------ test
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make room for a test's results; those of a training stay if the tested checkpoint lies in its folder."""
+        self._start = time.perf_counter()
+        folder = self._folder(trainer)
+        if trainer.is_global_zero:
+            writer = ResultsWriter(folder)
+            # None, where a model is tested right after its training.
+            saved = trainer.ckpt_path or getattr(trainer.checkpoint_callback, "best_model_path", None)
+            checkpoint = Path(str(saved)).resolve() if saved else None
+            if self._writer is None and not (checkpoint and checkpoint.is_relative_to(folder.resolve())):
+                writer.forget_losses()
+                writer.forget(["training", "training_command", "training_config"])
+            writer.forget(["metrics", "latencies"])
+            writer.forget_images()
+            writer.put(
+                {
+                    **_description(trainer, pl_module),
+                    "checkpoint": None if checkpoint is None else str(checkpoint),
+                    "test": {"state": "started", "images": _number_of_images(trainer)},
+                    "post_processing": _post_processing(pl_module),
+                }
+            )
+        trainer.strategy.barrier()
+        self._writer = ResultsWriter(folder)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the images as they are before the model's pre-processing."""
+        image = getattr(batch, "image", None)
+        self._images = image.detach().clone() if isinstance(image, Tensor) and image.ndim == 4 else None
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write a batch's results, before the model's post-processing normalises and clips them."""
+        if self._writer is None:
+            return
+        datamodule = getattr(trainer, "datamodule", None)
+        span = _pixel_span(pl_module)
+        images, whole = self._images, True
+        seen = getattr(outputs, "image", None)
+        if images is not None and isinstance(seen, Tensor) and seen.shape[-2:] != images.shape[-2:]:
+            images, whole = _geometry(pl_module, images, seen), False
+        self._writer.add_images(
+            [
+                self._result(outputs, index, None if images is None else images[index], whole, datamodule, span)
+                for index in range(_batch_length(outputs))
+            ]
+        )
+        self._images = None
+
+    def _result(
+        self,
+        batch: Any,  # noqa: ANN401
+        index: int,
+        image: Tensor | None,
+        whole: bool,
+        datamodule: Any,  # noqa: ANN401
+        span: tuple[float, float] | None,
+    ) -> ImageResult:
+        paths = getattr(batch, "image_path", None)
+        path = str(paths[index]) if paths else None
+        label = _item(getattr(batch, "gt_label", None), index)
+        group, kind = name_groups(path, None if label is None else int(label), _category(datamodule, path))
+        score = _item(getattr(batch, "pred_score", None), index)
+        anomaly_map = _plane(getattr(batch, "anomaly_map", None), index)
+        if score is None and anomaly_map is not None:
+            score = anomaly_map.amax().item()
+        mask = _plane(getattr(batch, "gt_mask", None), index)
+        width, height = _size(path if whole else None, image)
+        result = ImageResult(
+            path=path,
+            label=None if label is None else int(label),
+            category=group,
+            kind=kind,
+            score=score if score is not None and math.isfinite(score) else None,
+            width=width,
+            height=height,
+            picture=None if image is None else pictures.encode_image(image, self.picture_size),
+            map=None,
+            map_low=None,
+            map_high=None,
+            mask=pictures.encode_mask(mask, self.picture_size) if mask is not None and mask.any() else None,
+            normal_pixels=None,
+            anomalous_pixels=None,
+        )
+        if anomaly_map is not None:
+            result.map, result.map_low, result.map_high = pictures.encode_map(
+                anomaly_map, min(self.picture_size, _MAP_SIDE)
+            )
+            if mask is not None and span is not None and mask.shape == anomaly_map.shape:
+                counts = pictures.count_pixels(anomaly_map, mask, *span)
+                result.normal_pixels, result.anomalous_pixels = (pack_counts(part) for part in counts)
+        return result
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note thresholds, metrics and duration, make the page and say what there is."""
+        trainer.strategy.barrier()
+        if self._writer is None or not trainer.is_global_zero:
+            return
+        test = {
+            "state": "finished",
+            "images": _number_of_images(trainer),
+            "seconds": time.perf_counter() - self._start,
+            "batch_size": getattr(trainer.test_dataloaders, "batch_size", None),
+        }
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._writer.put({"test": test, "metrics": logged, "post_processing": _post_processing(pl_module)})
+        folder = self._folder(trainer)
+        written = None
+        if self.page:
+            from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
+
+            written = write_page_or_warn([folder], folder / PAGE_NAME)
+        if not self.quiet:
+            from anomalib_osdirf.report.summary import print_summary
+
+            print_summary(folder, written)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) if self.folder is None else self.folder
+
+
+def _description(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What was trained or tested, on what, and how."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    config = Path(trainer.default_root_dir) / "config.yaml"  # Lightning's, of this process
+    phase = "training" if trainer.training else "test"
+    return {
+        "model": type(module).__name__,
+        "arguments": {name: repr(value) for name, value in dict(module.hparams).items()},
+        "data": {
+            "name": getattr(datamodule, "name", None),
+            "category": getattr(datamodule, "category", None),
+            "root": None if getattr(datamodule, "root", None) is None else str(datamodule.root),
+        },
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        f"{phase}_command": _command(),
+        f"{phase}_config": config.read_text(encoding="utf-8") if config.is_file() else None,
+        "versions": _versions(),
+        "device": _device(module),
+        "date": metadata.now(),
+    }
+
+
+def _command() -> str:
+    """Return this process's command as it is typed."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return shlex.join(["python", "-m", program.parent.name, *sys.argv[1:]])
+    start = [program.name] if program.suffix != ".py" else ["python", str(program)]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+    return found | {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def _device(module: LightningModule) -> str:
+    if module.device.type == "cuda":
+        return torch.cuda.get_device_name(module.device)
+    threads = torch.get_num_threads()
+    return f"{module.device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _post_processing(module: LightningModule) -> dict[str, Any] | None:
+    """Return raw thresholds, minima, maxima and sensitivities, where the post-processor is like anomalib's."""
+    post_processor = getattr(module, "post_processor", None)
+    if post_processor is None or not hasattr(post_processor, "image_threshold"):
+        return None
+    values = metadata.post_processing_values(post_processor.state_dict())
+    matched = float(post_processor.image_threshold)  # falls back on the pixels' threshold
+    values["image_threshold"] = None if math.isnan(matched) else matched
+    switches = ("enable_normalization", "enable_thresholding")
+    enabled = {name: bool(getattr(post_processor, name, True)) for name in switches}
+    return {**values, **metadata.sensitivities(post_processor), **enabled}
+
+
+def _category(datamodule: Any, path: str | None) -> str | None:  # noqa: ANN401
+    """Return the category that an image is of, for data of several as ``MultiCategory``'s."""
+    if path is not None and hasattr(datamodule, "category_of"):
+        return str(datamodule.category_of(path))
+    return getattr(datamodule, "category", None)
+
+
+def _pixel_span(module: LightningModule) -> tuple[float, float] | None:
+    values = _post_processing(module) or {}
+    low, high = values.get("pixel_min"), values.get("pixel_max")
+    return None if low is None or high is None else (low, high)
+
+
+def _number_of_images(trainer: Trainer) -> int | None:
+    loaders = trainer.test_dataloaders
+    lengths = [_length(loader.dataset) for loader in (loaders if isinstance(loaders, list) else [loaders]) if loader]
+    known = [length for length in lengths if length is not None]
+    return sum(known) if known else None
+
+
+def _geometry(module: LightningModule, images: Tensor, seen: Tensor) -> Tensor:
+    """Crop and resize images as the pre-processor did, so that maps and masks lie on them."""
+    transform = getattr(getattr(module, "pre_processor", None), "transform", None)
+    parts: list[Any] = transform.transforms if isinstance(transform, v2.Compose) else [transform]
+    if all(isinstance(part, v2.Transform) for part in parts):
+        for part in parts:
+            images = images if isinstance(part, v2.Normalize) else part(images)
+    return images if images.shape[-2:] == seen.shape[-2:] else seen
+
+
+def _length(data: Any) -> int | None:  # noqa: ANN401
+    return len(data) if hasattr(data, "__len__") else None
+
+
+def _batch_length(batch: Any) -> int:  # noqa: ANN401
+    for name in ("pred_score", "anomaly_map", "image"):
+        value = getattr(batch, name, None)
+        if isinstance(value, Tensor):
+            return len(value)
+    return 0
+
+
+def _item(values: Any, index: int) -> float | None:  # noqa: ANN401
+    return values[index].float().mean().item() if isinstance(values, Tensor) else None
+
+
+def _plane(values: Any, index: int) -> Tensor | None:  # noqa: ANN401
+    """Return one of a batch's maps or masks as ``(H, W)``."""
+    if not isinstance(values, Tensor):
+        return None
+    plane = values[index].squeeze()
+    return plane if plane.ndim == 2 else None
+
+
+def _size(path: str | None, image: Tensor | None) -> tuple[int, int]:
+    """Return width and height of the file, or else of what the model was given."""
+    if path is not None:
+        try:
+            with Image.open(path) as file:  # reads the header only
+                return file.size
+        except OSError:
+            pass
+    return (0, 0) if image is None else (image.shape[-1], image.shape[-2])

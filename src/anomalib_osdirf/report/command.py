@@ -1,0 +1,90 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m anomalib_osdirf report``: one page about one or more runs of any anomalib model."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from anomalib_osdirf.report.results import FILE_NAME, ResultsError, ResultsWriter
+
+
+def main(arguments: Sequence[str], program: str) -> int:
+    """Make a page.
+
+    Args:
+        arguments: The command line after the subcommand.
+        program: Name for the help text.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Make one page about one or more runs of any anomalib model. The callback "
+        f"anomalib_osdirf.report.ReportCallback writes what it needs, {FILE_NAME}, while a test runs.",
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help=f"results folders with {FILE_NAME}")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (report.html)")
+    parser.add_argument("--title", help="heading of the page")
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help=f"test the checkpoint of folders without {FILE_NAME} first, with the data in their config.yaml",
+    )
+    parser.add_argument(
+        "--latency", action="store_true", help="time the exported OpenVINO and ONNX models on this processor"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        for folder in options.results:
+            if options.test and folder.is_dir() and not (folder / FILE_NAME).is_file():
+                _test(folder)
+            if options.latency and (folder / FILE_NAME).is_file():
+                measure_latencies(folder)
+        from anomalib_osdirf.report.page import write_page
+
+        page = write_page(options.results, options.output, options.title)
+    except (ResultsError, ModuleNotFoundError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(page)  # noqa: T201
+    return 0
+
+
+def measure_latencies(folder: Path) -> None:
+    """Time the exported models below a results folder and keep the figures in its results file."""
+    from anomalib_osdirf.report.exports import measure
+
+    ResultsWriter(folder).put({"latencies": measure(folder)})
+
+
+def _test(folder: Path) -> None:
+    """Test a results folder's checkpoint with the data of its configuration."""
+    config = folder / "config.yaml"
+    checkpoints = sorted((folder / "weights" / "lightning").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not config.is_file() or not checkpoints:
+        missing = config.name if not config.is_file() else "weights/lightning/*.ckpt"
+        msg = (
+            f"results folder {str(folder)!r} can't be tested, because {missing} is not in it (anomalib's command line "
+            "writes it); add anomalib_osdirf.report.ReportCallback to trainer.callbacks and test again."
+        )
+        raise ResultsError(msg)
+    from anomalib_osdirf.__main__ import main as run
+
+    # What else a test leaves behind, pictures above all, goes where it harms no other run.
+    with tempfile.TemporaryDirectory() as scratch:
+        run(
+            [
+                "test",
+                f"--config={config}",
+                f"--ckpt_path={checkpoints[-1]}",
+                f"--default_root_dir={scratch}",
+                "--trainer.callbacks+=anomalib_osdirf.report.ReportCallback",
+                f"--trainer.callbacks.folder={folder.resolve()}",
+                "--trainer.callbacks.page=false",
+                "--trainer.callbacks.quiet=true",
+            ]
+        )

@@ -1,0 +1,469 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page: one HTML file about one or more results folders, with everything it needs inside."""
+
+import base64
+import hashlib
+import logging
+import shlex
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalib_osdirf.colours import Span
+from anomalib_osdirf.export import metadata
+from anomalib_osdirf.report import statistics
+from anomalib_osdirf.report.exports import Export, find_exports
+from anomalib_osdirf.report.pictures import page_map, page_mask, page_picture
+from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError
+from anomalib_osdirf.report.statistics import Estimate
+
+logger = logging.getLogger(__name__)
+
+PAGE_NAME = "report.html"
+# Characters of base64 that pictures may take: with charts and figures, 500 images stay below 10 MB.
+_PICTURE_BUDGET = 8_000_000
+_CHARACTERS_PER_IMAGE = 90  # of names and scores
+_SMALLEST_SIDE, _LARGEST_SIDE = 112, 256
+_NEEDED = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
+
+
+@dataclass
+class Run:
+    """One results folder, as the page shows it."""
+
+    results: Results
+    label: str = ""
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """What was stored by name."""
+        return self.results.entries
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.entries.get("model", "model"))
+
+    @property
+    def data(self) -> str:
+        """Name of data and category."""
+        data = self.entries.get("data", {})
+        return " / ".join(str(data[name]) for name in ("name", "category") if data.get(name))
+
+    @cached_property
+    def scale(self) -> tuple[float, float] | None:
+        """Factor and offset that anomalib normalises scores with; ``None`` where it does not."""
+        values = self.entries.get("post_processing") or {}
+        threshold, low, high = (values.get(name) for name in ("image_threshold", "image_min", "image_max"))
+        if not values.get("enable_normalization") or threshold is None or low is None or high is None or high <= low:
+            return None
+        return 1 / (high - low), 0.5 - threshold / (high - low)
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """Scores as anomalib normalises them, but not clipped to 0 and 1; the model's own where it does not."""
+        return self.results.scores if self.scale is None else self.results.scores * self.scale[0] + self.scale[1]
+
+    @cached_property
+    def scored(self) -> NDArray[np.bool_]:
+        """Mask of the images that count: those with a score and a known label."""
+        return np.isfinite(self.scores) & (self.results.labels >= 0)
+
+    @cached_property
+    def threshold(self) -> tuple[float | None, str]:
+        """Threshold, and where it comes from."""
+        values = self.entries.get("post_processing") or {}
+        if values.get("enable_thresholding") and values.get("image_threshold") is not None:
+            if self.scale is None:
+                return float(values["image_threshold"]), "the model's own"
+            return 1 - float(values.get("image_sensitivity", 0.5)), "the model's own"
+        best = statistics.best_threshold(self.scores[self.scored], self.results.labels[self.scored])
+        return best, "the best F1 on these test images, as the model has none of its own"
+
+    @cached_property
+    def category_names(self) -> list[str]:
+        """Names of the categories of the tested images."""
+        return sorted(set(self.results.categories))
+
+    @cached_property
+    def metrics(self) -> dict[str, Estimate]:
+        """Metrics of images and pixels, with intervals.
+
+        Of several categories, means over those that have a metric: scores are not ranked across categories.
+        """
+        categories = np.array(self.results.categories)
+        parts = [self._metrics_of(category, self.scored & (categories == category)) for category in self.category_names]
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: statistics.mean([part[name] for part in parts if name in part]) for name in names}
+
+    def _metrics_of(self, category: str, chosen: NDArray[np.bool_]) -> dict[str, Estimate]:
+        # Seeds differ between categories, whose intervals would not be independent of each other otherwise.
+        seed = zlib.crc32(f"{self.data}/{category}".encode())
+        scores, labels = self.scores[chosen], self.results.labels[chosen]
+        images = statistics.image_metrics(scores, labels, self.threshold[0], seed)
+        found = {f"image {name}": estimate for name, estimate in images.items()}
+        normal, anomalous, known = self._pixels
+        if len(normal):
+            counted = chosen[known]
+            pixels = statistics.pixel_metrics(normal[counted], anomalous[counted], seed)
+            found |= {f"pixel {name}": estimate for name, estimate in pixels.items()}
+        return found
+
+    @cached_property
+    def _pixels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        return self.results.pixel_counts()
+
+    @cached_property
+    def groups(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Figures of each category and kind of defect, against the normal images of the same category."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        labels, kinds, categories = self.results.labels, np.array(self.results.kinds), np.array(self.results.categories)
+        for category in self.category_names:
+            inside = self.scored & (categories == category)
+            names = sorted(set(kinds[inside & (labels == 1)].tolist()))
+            several = [""] if len(names) != 1 else []  # "": all kinds together
+            for kind in [*several, *names]:
+                chosen = inside & ((labels == 0) | (kinds == kind) | (not kind))
+                anomalies = int((chosen & (labels == 1)).sum())
+                found[category, kind] = {"images": anomalies, **self._metrics_of(category, chosen)}
+        return found
+
+    @cached_property
+    def exports(self) -> list[Export]:
+        """Models in the folder."""
+        return find_exports(self.results.folder, self.entries.get("latencies"))
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Numbers of images by their label."""
+        found = Counter(self.results.labels.tolist())
+        return {"normal": found[0], "anomalous": found[1], "unlabelled": found[-1]}
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """What a reader must know about this run's results."""
+        remarks = []
+        training, test = self.entries.get("training") or {}, self.entries.get("test") or {}
+        if training.get("state") == "started":
+            remarks.append("The training was interrupted, or still runs.")
+        if not test:
+            remarks.append("No test was run yet.")
+        elif test.get("state") != "finished":
+            total = test.get("images")
+            of_all = f" of {total}" if total else ""
+            remarks.append(f"The test was interrupted, or still runs: {len(self.results.ids)}{of_all} images are here.")
+        if self.results.ids:
+            if not self.counts["anomalous"]:
+                remarks.append("There are no anomalous images: only false alarms can be judged.")
+            if not self.counts["normal"]:
+                remarks.append("There are no normal images: only misses can be judged.")
+            if self.counts["unlabelled"]:
+                remarks.append(f"{self.counts['unlabelled']} images have no label and are only shown.")
+            unscored = int((~np.isfinite(self.results.scores)).sum())
+            if unscored:
+                remarks.append(f"{unscored} images have no finite score and are only shown.")
+        return remarks
+
+    @cached_property
+    def wrongness(self) -> NDArray[np.float64]:
+        """How far on the wrong side of the threshold each score is; the gallery shows the worst first."""
+        threshold = self.threshold[0] or 0.0
+        signs = np.where(self.results.labels == 1, -1.0, np.where(self.results.labels == 0, 1.0, 0.0))
+        return np.nan_to_num(signs * (self.scores - threshold), nan=-np.inf)
+
+
+def write_page(folders: Sequence[Path], output: Path, title: str | None = None) -> Path:
+    """Make a page about results folders.
+
+    Args:
+        folders: Results folders, each with a results file.
+        output: File to write.
+        title: Heading of the page; made of the models' and data's names where it is ``None``.
+
+    Returns:
+        The file.
+
+    Raises:
+        ResultsError: If a folder has no results.
+        ModuleNotFoundError: If packages of the extra ``report`` are missing.
+    """
+    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        msg = (
+            f"A report page needs {', '.join(missing)}, which is not installed; install the extra: "
+            "pip install 'anomalib-osdirf[report]'."
+        )
+        raise ModuleNotFoundError(msg)
+    runs = _load(folders)
+    html = _render(runs, title)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(output)
+    return output
+
+
+def write_page_or_warn(folders: Sequence[Path], output: Path) -> Path | None:
+    """Make a page at the end of a test, which must not fail for a missing package after hours.
+
+    Args:
+        folders: Results folders, each with a results file.
+        output: File to write.
+
+    Returns:
+        The file, ``None`` if packages of the extra ``report`` are missing.
+    """
+    try:
+        return write_page(folders, output)
+    except ModuleNotFoundError as error:
+        command = shlex.join(["python", "-m", "anomalib_osdirf", "report", *map(str, folders)])
+        logger.warning("%s The results are kept: `%s` makes the page then.", error, command)
+        return None
+
+
+def _load(folders: Sequence[Path]) -> list[Run]:
+    seen: list[Path] = []
+    runs = []
+    for folder in folders:
+        place = folder.parent if folder.name == FILE_NAME else folder
+        if place.resolve() not in seen:
+            seen.append(place.resolve())
+            runs.append(Run(Results(place)))
+    if not any(run.results.ids or len(run.results.losses) for run in runs):
+        names = ", ".join(repr(str(run.results.folder)) for run in runs)
+        msg = f"results folder {names} has neither a test's nor a training's results yet; wait for it, or test again."
+        raise ResultsError(msg)
+    # As short as tells the runs apart.
+    parts = [(run.model, run.data, run.results.folder.name, str(run.results.folder)) for run in runs]
+    for wanted in ((0,), (0, 1), (0, 1, 2), (0, 1, 3)):
+        labels = [" · ".join(part[number] for number in wanted if part[number]) for part in parts]
+        if len(set(labels)) == len(runs):
+            break
+    for run, label in zip(runs, labels, strict=True):
+        run.label = label
+    return runs
+
+
+def _render(runs: list[Run], title: str | None) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("anomalib_osdirf.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"figure": _figure, "bytes": _bytes, "duration": _duration}
+    if title is None:
+        models = ", ".join(dict.fromkeys(run.model for run in runs))
+        data = ", ".join(dict.fromkeys(run.data for run in runs if run.data))
+        title = f"{models} on {data}" if data else models
+    pictures, shown, side = _pictures(runs)
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        made=metadata.now(),
+        version=metadata.versions()["anomalib-osdirf"],
+        runs=runs,
+        metric_rows=_metric_rows(runs),
+        means=_means(runs),
+        group_rows=_group_rows(runs),
+        side=side,
+        level=round(100 * statistics.LEVEL),
+        replicates=statistics.REPLICATES,
+        data={"pictures": pictures, "runs": [_run_data(run, shown[index]) for index, run in enumerate(runs)]},
+        charts=_charts(),
+    )
+
+
+def _charts() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub knows no default
+    return bundle.replace("</script", "<\\/script")
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def _metric_rows(runs: list[Run]) -> list[tuple[str, list[Estimate | float | None]]]:
+    """Rows of the table of metrics: ours with intervals, then those that anomalib logged besides."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    rows: list[tuple[str, list[Estimate | float | None]]] = [
+        (name, [run.metrics.get(name) for run in runs]) for name in sorted(names, key=_metric_order)
+    ]
+    logged = [_logged(run) for run in runs]
+    others = dict.fromkeys(name for values in logged for name in values if name not in names)
+    rows += [(name, [values.get(name) for values in logged]) for name in others]
+    return rows
+
+
+def _logged(run: Run) -> dict[str, float]:
+    """Return the metrics that anomalib logged, of several categories their means."""
+    prefix = "mean/" if len(run.category_names) > 1 else ""
+    values = {name.removeprefix(prefix): value for name, value in (run.entries.get("metrics") or {}).items()}
+    return {name.replace("_", " "): value for name, value in values.items() if name.startswith(("image_", "pixel_"))}
+
+
+def _metric_order(name: str) -> int:
+    order = ("AUROC", "AP", "F1Max", "F1", "miss rate", "false-alarm rate")
+    return 10 * name.startswith("pixel") + order.index(name.split(" ", 1)[1])
+
+
+def _means(runs: list[Run]) -> list[tuple[str, dict[str, Estimate]]]:
+    """Means over data sets of the models that were tested on several."""
+    found = []
+    for model in dict.fromkeys(run.model for run in runs):
+        own = [run for run in runs if run.model == model and run.metrics]
+        if len({run.data for run in own}) == len(own) > 1:
+            names = [name for name in own[0].metrics if all(name in run.metrics for run in own)]
+            found.append((model, {name: statistics.mean([run.metrics[name] for run in own]) for name in names}))
+    return found
+
+
+def _group_rows(runs: list[Run]) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
+    keys = dict.fromkeys(key for run in runs for key in run.groups)
+    return [(category, kind, [run.groups.get((category, kind)) for run in runs]) for category, kind in keys]
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+# ---------------------------------------------------------------------- data for the page's script
+
+
+def _run_data(run: Run, shown: dict[int, list[int | None]]) -> dict[str, Any]:
+    results = run.results
+    kinds = sorted(set(zip(results.categories, results.kinds, strict=True)))
+    paths = [
+        Path(path).as_posix() if path else f"image {number}"
+        for path, number in zip(results.paths, results.ids, strict=True)
+    ]
+    folder = _common_folder(paths)
+    scored = run.scored
+    return {
+        "label": run.label,
+        "threshold": run.threshold[0],
+        "origin": run.threshold[1],
+        "scale": run.scale,
+        "folder": folder,
+        "names": [path[len(folder) :] for path in paths],
+        "kinds": [" / ".join(part for part in kind if part) for kind in kinds],
+        "kind": [kinds.index(kind) for kind in zip(results.categories, results.kinds, strict=True)],
+        "labels": results.labels.tolist(),
+        "scores": [None if not np.isfinite(score) else float(f"{score:.6g}") for score in run.scores],
+        "sizes": results.sizes.tolist(),
+        "shown": [shown.get(index) for index in range(len(paths))],
+        "curves": statistics.curves(run.scores[scored], results.labels[scored]),
+        "losses": _thin(results.losses).tolist(),
+    }
+
+
+def _common_folder(paths: list[str]) -> str:
+    """Return the folder that all paths have in common, but for the last, which tells the kind."""
+    folders = [Path(path).parent.parts for path in paths]
+    if not folders:
+        return ""
+    count = 0
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        count += 1
+    count = min(count, len(folders[0]) - 1)
+    if count <= 0:
+        return ""
+    separator = "" if folders[0][0].endswith("/") and count == 1 else "/"
+    return Path(*folders[0][:count]).as_posix() + separator
+
+
+def _thin(losses: NDArray[np.float64], most: int = 600) -> NDArray[np.float64]:
+    """Average neighbouring losses until there are at most so many."""
+    finite = losses[np.isfinite(losses).all(axis=1)]
+    parts = np.array_split(finite, min(most, len(finite))) if len(finite) else []
+    return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 3).round(5)
+
+
+def _pictures(runs: list[Run]) -> tuple[list[str], list[dict[int, list[int | None]]], int]:
+    """Choose the pictures that fit into the page, and make them ready.
+
+    Returns:
+        The pictures as addresses, for each run the numbers of picture, map and mask by image, and the longest side.
+    """
+    sizes = [run.results.picture_bytes() for run in runs]
+    names = _CHARACTERS_PER_IMAGE * sum(map(len, sizes))
+    budget = max(_PICTURE_BUDGET - names, _PICTURE_BUDGET // 4)
+    total = 4 / 3 * sum(int(size.sum()) for size in sizes)
+    scale = min(1.0, (budget / max(total, 1)) ** 0.5)
+    side = max(_SMALLEST_SIDE, int(_LARGEST_SIDE * scale))
+    collected = _Collected()
+    shown: list[dict[int, list[int | None]]] = [{} for _ in runs]
+    # Small runs first: what they do not need of their share is left to the others.
+    for done, number in enumerate(sorted(range(len(runs)), key=lambda index: int(sizes[index].sum()))):
+        run = runs[number]
+        limit = collected.characters + (budget - collected.characters) / (len(runs) - done)
+        span = _map_span(run)
+        # Those that the gallery shows first, until the page is full.
+        order = np.argsort(-run.wrongness, kind="stable").tolist()
+        stored = run.results.pictures(run.results.ids[index] for index in order)
+        for index, item in zip(order, stored, strict=True):
+            if collected.characters > limit:
+                break
+            low, high = item.map_low or 0.0, item.map_high or 0.0
+            shown[number][index] = [
+                collected.add(page_picture(item.picture, side), "webp"),
+                collected.add(page_map(item.map, low, high, span, min(side, 128)), "webp"),
+                collected.add(page_mask(item.mask, side), "png"),
+            ]
+    return collected.pictures, shown, side
+
+
+@dataclass
+class _Collected:
+    """Pictures, each once."""
+
+    pictures: list[str] = field(default_factory=list)
+    numbers: dict[bytes, int] = field(default_factory=dict)
+    characters: int = 0
+
+    def add(self, data: bytes | None, kind: str) -> int | None:
+        """Return the picture's number."""
+        if data is None:
+            return None
+        digest = hashlib.sha256(data).digest()
+        if digest not in self.numbers:
+            self.numbers[digest] = len(self.pictures)
+            self.pictures.append(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+            self.characters += len(self.pictures[-1])
+        return self.numbers[digest]
+
+
+def _map_span(run: Run) -> Span:
+    """Return the colours' range: anomalib's minimum, threshold and maximum, or else the values that there are."""
+    values = run.entries.get("post_processing") or {}
+    low, high = values.get("pixel_min"), values.get("pixel_max")
+    if low is None or high is None or high <= low:
+        return Span(*(run.results.map_range() or (0.0, 1.0)))
+    return Span(low, high, values.get("pixel_threshold"))

@@ -1,0 +1,124 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Small pictures: made from a test's tensors, and made ready for a page."""
+
+import io
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from anomalib_osdirf.colours import Span, colour_map
+
+_QUALITY = 78
+_QUICK = 2  # WebP's effort, 0 to 6
+_TRUTH = (0, 229, 255)  # stands out from the colours of the maps, also for colour-blind people
+
+
+def encode_image(image: Tensor, size: int) -> bytes:
+    """Encode an image of one or three channels, ``(C, H, W)`` in 0 to 1, with its longer side at most ``size``."""
+    values = image.detach().float()[:3].cpu()
+    if values.min() < -1e-3 or values.max() > 1 + 1e-3:  # standardised already: show its range
+        values = (values - values.min()) / (values.max() - values.min())
+    pixels = (values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return _webp(_shrink(np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels, size))
+
+
+def encode_map(anomaly_map: Tensor, size: int) -> tuple[bytes, float, float]:
+    """Encode a map ``(H, W)`` as a grey picture, and tell which values its black and white stand for."""
+    values = _shrink(np.nan_to_num(anomaly_map.detach().float().cpu().numpy()), size)
+    low, high = float(values.min()), float(values.max())
+    grey = ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+    return _webp(grey), low, high
+
+
+def encode_mask(mask: Tensor, size: int) -> bytes:
+    """Encode a mask ``(H, W)``; what is thinner than a pixel of the small picture stays visible."""
+    values = (mask.detach().float().cpu().numpy() > 0.5).astype(np.float32)
+    return _png(Image.fromarray((_shrink(values, size) > 0.1).astype(np.uint8) * 255).convert("1"))
+
+
+def page_picture(picture: bytes | None, side: int) -> bytes | None:
+    """Make a picture smaller if its longer side is above ``side``."""
+    if picture is None:
+        return None
+    pixels = _decode(picture)
+    return picture if max(pixels.shape[:2]) <= side else _webp(_shrink(pixels, side))
+
+
+def page_map(grey: bytes | None, low: float, high: float, span: Span, side: int) -> bytes | None:
+    """Colour a map: transparent at the span's lower end, opaque and bright at its upper end.
+
+    Args:
+        grey: The map's grey picture.
+        low: Value of black.
+        high: Value of white.
+        span: Values that the colours go from and to.
+        side: Longest side.
+    """
+    if grey is None:
+        return None
+    values = low + _shrink(_decode(grey)[..., 0], side).astype(np.float32) / 255 * (high - low)
+    return _webp(colour_map(values, span))
+
+
+def page_mask(mask: bytes | None, side: int) -> bytes | None:
+    """Colour a mask: a thin line around it, and a light tint inside."""
+    if mask is None:
+        return None
+    inside = (_shrink(_decode(mask)[..., 0], side) > 25).astype(np.uint8)
+    edge = cv2.dilate(inside, np.ones((3, 3), np.uint8)) - cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=0)
+    picture = Image.fromarray(np.where(edge > 0, 2, inside).astype(np.uint8))
+    picture.putpalette([0, 0, 0, *_TRUTH, *_TRUTH])
+    return _png(picture, transparency=bytes([0, 56, 255]))
+
+
+def _decode(data: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _shrink(pixels: NDArray, size: int) -> NDArray:
+    height, width = pixels.shape[:2]
+    scale = size / max(height, width)
+    if scale >= 1:
+        return pixels
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+
+
+def _webp(pixels: NDArray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "WEBP", quality=_QUALITY, method=_QUICK)
+    return buffer.getvalue()
+
+
+def _png(image: Image.Image, **options: bytes) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True, **options)
+    return buffer.getvalue()
+
+
+PIXEL_BINS = 1024
+
+
+def count_pixels(anomaly_map: Tensor, mask: Tensor, low: float, high: float) -> tuple[NDArray, NDArray]:
+    """Count pixels by the map's value.
+
+    Args:
+        anomaly_map: Map ``(H, W)``.
+        mask: Ground truth ``(H, W)``.
+        low: Lower end of the bins; they get wider from here on, as most pixels have low values.
+        high: Upper end.
+
+    Returns:
+        Counts of normal and of anomalous pixels, ``(PIXEL_BINS,)`` each.
+    """
+    share = ((anomaly_map.detach().float() - low) / max(high - low, 1e-12)).clamp(0, 1).nan_to_num().sqrt()
+    bins = (share * (PIXEL_BINS - 1)).round().long().flatten()
+    anomalous = (mask > 0.5).flatten().to(bins.device)
+    counts = torch.bincount(bins + PIXEL_BINS * anomalous, minlength=2 * PIXEL_BINS).cpu().numpy()
+    return counts[:PIXEL_BINS], counts[PIXEL_BINS:]

@@ -1,0 +1,262 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The results file: what a test found, image by image, and how the model was trained.
+
+It is an SQLite database, ``report.sqlite`` in the results folder, written batch by batch: an interrupted test leaves
+what it had, and large tests need no memory. Scores are the model's own, before anomalib normalises and clips them.
+"""
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILE_NAME = "report.sqlite"
+FORMAT = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS entry (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS loss (step INTEGER PRIMARY KEY, value REAL, seconds REAL);
+CREATE TABLE IF NOT EXISTS image (
+    id INTEGER PRIMARY KEY, path TEXT UNIQUE, label INTEGER, category TEXT, kind TEXT, score REAL,
+    width INTEGER, height INTEGER, picture BLOB, map BLOB, map_low REAL, map_high REAL, mask BLOB,
+    normal_pixels BLOB, anomalous_pixels BLOB
+);
+"""
+_LIGHT = "id, path, label, category, kind, score, width, height"
+
+
+@dataclass
+class ImageResult:
+    """What a test found in one image."""
+
+    path: str | None  # None where the data have none
+    label: int | None  # 0 normal, 1 anomalous, None unknown
+    category: str
+    kind: str
+    score: float | None
+    width: int
+    height: int
+    picture: bytes | None  # small picture of what the model was given
+    map: bytes | None  # small grey picture of the anomaly map, from map_low (black) to map_high (white)
+    map_low: float | None
+    map_high: float | None
+    mask: bytes | None  # small picture of the ground truth, white where anomalous
+    normal_pixels: bytes | None  # counts of the map's values in pixels of either class, by `pack_counts`
+    anomalous_pixels: bytes | None
+
+
+@dataclass
+class Pictures:
+    """The pictures of one image, see :class:`ImageResult`."""
+
+    picture: bytes | None
+    map: bytes | None
+    map_low: float | None
+    map_high: float | None
+    mask: bytes | None
+
+
+class ResultsError(ValueError):
+    """A folder without usable results; its message says what to do."""
+
+
+class ResultsWriter:
+    """Writes a results file.
+
+    Args:
+        folder: Results folder.
+        fresh: Whether to start anew where there is a file already.
+    """
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / FILE_NAME
+        if fresh:
+            self.file.unlink(missing_ok=True)
+        with closing(self._connect()) as database, database:
+            database.executescript(_TABLES)
+            self._put(database, {"format": FORMAT})
+
+    def put(self, entries: Mapping[str, Any]) -> None:
+        """Store values that JSON can hold, in the place of earlier ones of the same names."""
+        with closing(self._connect()) as database, database:
+            self._put(database, entries)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Remove entries."""
+        with closing(self._connect()) as database, database:
+            database.executemany("DELETE FROM entry WHERE name = ?", [(name,) for name in names])
+
+    def forget_images(self) -> None:
+        """Remove the images of an earlier test."""
+        with closing(self._connect()) as database, database:
+            database.execute("DELETE FROM image")
+
+    def forget_losses(self) -> None:
+        """Remove an earlier training's losses."""
+        with closing(self._connect()) as database, database:
+            database.execute("DELETE FROM loss")
+
+    def add_losses(self, losses: Iterable[tuple[int, float, float]]) -> None:
+        """Add losses: step, value, seconds since the training's start."""
+        with closing(self._connect()) as database, database:
+            database.executemany("INSERT OR REPLACE INTO loss VALUES (?, ?, ?)", losses)
+
+    def add_images(self, images: Iterable[ImageResult]) -> None:
+        """Add images; one whose path is there already is left out, as samplers repeat images to fill up batches."""
+        names = [field.name for field in fields(ImageResult)]
+        statement = f"INSERT OR IGNORE INTO image ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+        with closing(self._connect()) as database, database:
+            database.executemany(statement, [astuple(image) for image in images])
+
+    def _connect(self) -> sqlite3.Connection:
+        # Several processes of one test may write at the same time.
+        return sqlite3.connect(self.file, timeout=60)
+
+    @staticmethod
+    def _put(database: sqlite3.Connection, entries: Mapping[str, Any]) -> None:
+        rows = [(name, json.dumps(value)) for name, value in entries.items()]
+        database.executemany("INSERT OR REPLACE INTO entry VALUES (?, ?)", rows)
+
+
+class Results:
+    """A results file that was read.
+
+    Attributes:
+        entries: What was stored by name.
+        losses: Array of steps, values and seconds, ``(N, 3)``.
+        ids: Numbers of the images in the file; all further attributes have one item for each.
+        paths: Paths, ``None`` where the data have none.
+        labels: 0 normal, 1 anomalous, -1 unknown.
+        categories: Names of categories.
+        kinds: Names of kinds of defects.
+        scores: Scores, NaN where there is none.
+        sizes: Widths and heights, ``(N, 2)``.
+
+    Args:
+        folder: Results folder.
+
+    Raises:
+        ResultsError: If the folder has no results file, or not a readable one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / FILE_NAME
+        if not self.file.is_file():
+            raise ResultsError(_no_results(folder))
+        try:
+            with closing(self._connect()) as database:
+                self.entries = {
+                    name: json.loads(value) for name, value in database.execute("SELECT name, value FROM entry")
+                }
+                self._check_format()
+                self.losses = np.array(
+                    database.execute("SELECT step, value, seconds FROM loss ORDER BY step").fetchall(), dtype=np.float64
+                ).reshape(-1, 3)
+                rows = database.execute(f"SELECT {_LIGHT} FROM image ORDER BY id").fetchall()
+        except (sqlite3.DatabaseError, ValueError) as error:
+            if isinstance(error, ResultsError):
+                raise
+            msg = f"{str(self.file)!r} can't be read ({error}); delete it and run the test again."
+            raise ResultsError(msg) from error
+        self.ids: list[int] = [row[0] for row in rows]
+        self.paths: list[str | None] = [row[1] for row in rows]
+        self.labels = np.array([-1 if row[2] is None else row[2] for row in rows], dtype=np.int64)
+        self.categories: list[str] = [row[3] for row in rows]
+        self.kinds: list[str] = [row[4] for row in rows]
+        self.scores = np.array([np.nan if row[5] is None else row[5] for row in rows], dtype=np.float64)
+        self.sizes = np.array([row[6:8] for row in rows], dtype=np.int64).reshape(-1, 2)
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"{self.file.resolve().as_uri()}?mode=ro", uri=True)
+
+    def _check_format(self) -> None:
+        found = self.entries.get("format")
+        if found != FORMAT:
+            msg = (
+                f"{str(self.file)!r} has format {found}, this version reads {FORMAT}; run the test again, or use the "
+                "version of anomalib-osdirf that wrote it."
+            )
+            raise ResultsError(msg)
+
+    def picture_bytes(self) -> NDArray[np.int64]:
+        """Return how many bytes each image's pictures take."""
+        size = " + ".join(f"coalesce(length({name}), 0)" for name in ("picture", "map", "mask"))
+        with closing(self._connect()) as database:
+            rows = database.execute(f"SELECT {size} FROM image ORDER BY id").fetchall()
+        return np.array([row[0] for row in rows], dtype=np.int64)
+
+    def pictures(self, ids: Iterable[int]) -> Iterator[Pictures]:
+        """Yield the pictures of images by their numbers."""
+        statement = "SELECT picture, map, map_low, map_high, mask FROM image WHERE id = ?"
+        with closing(self._connect()) as database:
+            for number in ids:
+                yield Pictures(*database.execute(statement, (number,)).fetchone())
+
+    def map_range(self) -> tuple[float, float] | None:
+        """Return the smallest and largest value of all maps."""
+        with closing(self._connect()) as database:
+            low, high = database.execute("SELECT min(map_low), max(map_high) FROM image").fetchone()
+        return None if low is None else (low, high)
+
+    def pixel_counts(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """Return counts of normal and anomalous pixels by the map's value, and for which images there are any.
+
+        Returns:
+            Counts ``(n, bins)`` of either class in the n images that have them, and a mask ``(N,)`` of those.
+        """
+        with closing(self._connect()) as database:
+            rows = database.execute("SELECT normal_pixels, anomalous_pixels FROM image ORDER BY id").fetchall()
+        known = np.array([row[0] is not None for row in rows], dtype=np.bool_)
+        counted = [row for row in rows if row[0] is not None]
+        normal = np.array([unpack_counts(row[0]) for row in counted], dtype=np.float32)
+        anomalous = np.array([unpack_counts(row[1]) for row in counted], dtype=np.float32)
+        return normal, anomalous, known
+
+
+def pack_counts(counts: NDArray[Any]) -> bytes:
+    """Compress counts."""
+    return zlib.compress(counts.astype("<u4").tobytes(), 6)
+
+
+def unpack_counts(packed: bytes) -> NDArray[np.uint32]:
+    """Reverse :func:`pack_counts`."""
+    return np.frombuffer(zlib.decompress(packed), dtype="<u4")
+
+
+def name_groups(path: str | None, label: int | None, category: str | None) -> tuple[str, str]:
+    """Tell an image's category and kind of defect from where it lies.
+
+    Args:
+        path: Path of the image, as ``.../<category>/test/<kind>/000.png`` or ``.../<kind>/000.png``.
+        label: 0 normal, 1 anomalous, ``None`` unknown.
+        category: The data's own name for its category, if it has one.
+
+    Returns:
+        Names of category and kind, the former empty where there is none.
+    """
+    parts = Path(path or "").parts
+    if not category:
+        category = parts[-4] if len(parts) >= 4 and parts[-3] == "test" else ""
+    if label == 0:
+        return category, "good"
+    return category, parts[-2] if len(parts) >= 2 else ("anomalous" if label else "unlabelled")
+
+
+def _no_results(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"results folder {str(folder)!r} does not exist; give the folder that a training or test wrote to."
+    return (
+        f"results folder {str(folder)!r} has no {FILE_NAME}: test its checkpoint with `--test` (which needs "
+        "config.yaml and weights/lightning/*.ckpt in the folder), or add anomalib_osdirf.report.ReportCallback to "
+        "trainer.callbacks and test again."
+    )

@@ -1,0 +1,169 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Models of every kind give the app the same scores; what can't be used is refused in a sentence."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+from PIL import Image
+
+from anomalib_osdirf.__main__ import main
+from anomalib_osdirf.app.reading import ImageError, read_image
+from anomalib_osdirf.app.scoring import ModelError, load_scorer, overlay
+from brightness import brightness_model
+
+IMAGE = np.random.default_rng(0).random((40, 40, 3)).astype(np.float32)
+BRIGHTNESS = IMAGE.mean(axis=2)
+
+
+def _as_openvino(model: Path) -> Path:
+    openvino.save_model(openvino.convert_model(model), model.with_suffix(".xml"), compress_to_fp16=False)
+    return model.with_suffix(".xml")
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, _as_openvino], ids=["onnx", "openvino"])
+def test_scores_and_maps_are_the_models(tmp_path: Path, convert: Any) -> None:
+    result = load_scorer(convert(brightness_model(tmp_path))).score(IMAGE)
+    assert result.score == pytest.approx(BRIGHTNESS.max(), abs=1e-5)
+    assert result.map is not None
+    np.testing.assert_allclose(result.map, BRIGHTNESS, atol=1e-5)
+    assert result.p_value is None
+    assert result.milliseconds > 0
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, _as_openvino], ids=["onnx", "openvino"])
+def test_models_of_a_fixed_size_take_any_image(tmp_path: Path, convert: Any) -> None:
+    result = load_scorer(convert(brightness_model(tmp_path, size=20))).score(IMAGE)
+    assert result.map is not None
+    np.testing.assert_allclose(result.map, BRIGHTNESS.reshape(20, 2, 20, 2).mean(axis=(1, 3)), atol=1e-5)
+
+
+def test_raw_scores_are_normalised_by_the_metadata_and_p_values_are_read(tmp_path: Path) -> None:
+    levels = {f"image_{name}": value for name, value in (("min", 0.0), ("max", 2.0), ("threshold", 1.0))}
+    metadata = {**levels, "post_processor": False, "model": "OSDIRF", "image_sensitivity": 0.4}
+    scorer = load_scorer(brightness_model(tmp_path, p_value=True, **metadata))
+    result = scorer.score(IMAGE)
+    assert scorer.name == "OSDIRF"
+    assert scorer.threshold == pytest.approx(0.6)
+    assert result.score == pytest.approx((BRIGHTNESS.max() - 1) / 2 + 0.5, abs=1e-5)
+    assert result.p_value == pytest.approx(np.exp(BRIGHTNESS.max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, _as_openvino], ids=["onnx", "openvino"])
+def test_several_threads_at_once_get_their_own_scores(tmp_path: Path, convert: Any) -> None:
+    scorer = load_scorer(convert(brightness_model(tmp_path)))
+    levels = np.linspace(0, 1, 200)
+    with ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(lambda level: scorer.score(np.full((64, 64, 3), level, np.float32)).score, levels))
+    np.testing.assert_allclose(scores, levels, atol=1e-6)
+
+
+def test_exported_models_are_scored_without_torch(tmp_path: Path) -> None:
+    model = _as_openvino(brightness_model(tmp_path))
+    code = (
+        "import sys; from pathlib import Path; import numpy as np; "
+        "from anomalib_osdirf.app.scoring import load_scorer; "
+        f"load_scorer(Path({str(model)!r})).score(np.zeros((9, 9, 3), np.float32)); "
+        "sys.exit('torch' in sys.modules or 'anomalib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_checkpoints_score_as_predict_does(trained: Any, parts: Path, engine: Any) -> None:
+    from anomalib_osdirf import OSDIRF
+
+    file = parts / "test" / "dent" / "00.png"
+    scorer = load_scorer(trained.results)
+    assert (scorer.name, scorer.kind) == ("OSDIRF", "PyTorch")
+    result = scorer.score(read_image(file, 10**6))
+    (prediction,) = engine().predict(OSDIRF(), data_path=file, ckpt_path=trained.checkpoint)
+    assert result.score == pytest.approx(float(prediction.pred_score), abs=1e-5)
+    assert result.map is not None
+    np.testing.assert_allclose(result.map, prediction.anomaly_map.squeeze().numpy(), atol=1e-4)
+
+
+def test_overlay_is_brighter_where_the_map_is_high() -> None:
+    anomaly_map = np.zeros((10, 10), np.float32)
+    anomaly_map[:5] = 1
+    picture = overlay(np.full((400, 2000, 3), 0.4, np.float32), anomaly_map, side=200)
+    assert picture.shape == (40, 200, 3)
+    assert (picture[35] == 102).all()
+    assert picture[5].mean() > 120
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("gone.onnx", None, "does not exist; give an exported"),
+        ("model.txt", b"x", r"is no .xml \(OpenVINO\), .onnx or .ckpt file"),
+        ("model.onnx", b"junk", "can't be loaded by ONNX Runtime"),
+        ("model.xml", b"<junk/>", "can't be loaded by OpenVINO"),
+        ("model.ckpt", b"junk", "can't be read as a checkpoint"),
+        ("", None, "has no .xml, .onnx or .ckpt file in it"),
+    ],
+)
+def test_unusable_models_are_refused_in_a_sentence(
+    tmp_path: Path, name: str, content: bytes | None, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=sentence):
+        load_scorer(tmp_path / name)
+
+
+def test_checkpoints_of_unknown_models_ask_for_the_name(tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"state_dict": {}}, tmp_path / "model.ckpt")
+    with pytest.raises(ModelError, match=r"does not say which model it is of; give --model, one of .*Patchcore"):
+        load_scorer(tmp_path / "model.ckpt")
+    with pytest.raises(ModelError, match="is of GAN, which is not known"):
+        load_scorer(tmp_path / "model.ckpt", "GAN")
+
+
+# ---------------------------------------------------------------------- images
+
+
+def test_images_of_16_bits_and_with_transparency_are_read(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 5), 32768, np.uint16)).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(read_image(tmp_path / "deep.png", 100), 0.5, atol=1e-4)
+    Image.fromarray(np.full((4, 5, 4), 51, np.uint8)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png", 100).shape == (4, 5, 3)
+    np.testing.assert_allclose(read_image(tmp_path / "clear.png", 100), 0.2)
+
+
+def test_broken_and_too_large_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((100, 100), np.uint8))
+    image.save(tmp_path / "large.png")
+    with pytest.raises(ImageError, match=r"large.png has 100 x 100 pixels, more than the 0.005 million .*--max-pixels"):
+        read_image(tmp_path / "large.png", 5000)
+    (tmp_path / "short.png").write_bytes((tmp_path / "large.png").read_bytes()[:50])
+    (tmp_path / "text.jpg").write_text("no image", "utf-8")
+    for name in ("short.png", "text.jpg"):
+        with pytest.raises(ImageError, match=f"{name} can't be read as an image"):
+            read_image(tmp_path / name, 10**6)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_command_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anomalib_osdirf.app import command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert main(["app", str(tmp_path)]) == 1
+    assert "pip install 'anomalib-osdirf[app]'" in capsys.readouterr().err
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
+    assert main(["app", str(tmp_path / "gone.xml")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["app", "model.xml", "--port", "99999"])
+    assert "use 1 to 65535" in capsys.readouterr().err
