@@ -2,27 +2,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """The metrics that the field reports, over anomalib's and torchmetrics' implementations."""
 
+from types import SimpleNamespace
 from typing import Any
 
-from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, Evaluator, F1Max
+from anomalib import metrics
+from anomalib.metrics import AUPRO, AnomalibMetric, Evaluator
 from torch import Tensor
 from torchmetrics.classification import BinaryAveragePrecision
 
 
-class _AveragePrecision(BinaryAveragePrecision):
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Take scores of shape ``(B, 1)`` too, as some of anomalib's models give them."""
-        super().update(preds.flatten(), target.flatten())
+class _AnyScale:
+    """Ranks scores of any scale.
+
+    torchmetrics takes scores outside [0, 1] for logits, batch by batch, and its float32 sigmoid makes all large ones
+    equal: the scores of a model without validation images, which anomalib does not normalise, would lose their order.
+    """
+
+    fields: tuple[str, str]
+
+    def update(self, batch: Any) -> None:  # noqa: ANN401
+        """Add a batch, its scores brought into (0, 1) by one function that keeps their order."""
+        scores, truth = (getattr(batch, name, None) for name in self.fields)
+        if isinstance(scores, Tensor) and isinstance(truth, Tensor):
+            scores, truth = scores.flatten().double(), truth.flatten()
+            scores = 0.5 + 0.5 * scores / (1 + scores.abs())
+        values = dict(zip(self.fields, (scores, truth), strict=True))
+        super().update(SimpleNamespace(**values))  # type: ignore[misc]
 
 
-class AP(AnomalibMetric, _AveragePrecision):  # type: ignore[misc]
+class AUROC(_AnyScale, metrics.AUROC):  # type: ignore[misc]
+    """Area under the ROC curve."""
+
+
+class AP(_AnyScale, AnomalibMetric, BinaryAveragePrecision):  # type: ignore[misc]
     """Average precision; anomalib's AUPR is the trapezoidal area, which is optimistic."""
+
+
+class F1Max(_AnyScale, metrics.F1Max):  # type: ignore[misc]
+    """F1 score at the best threshold."""
 
 
 def default_evaluator() -> Evaluator:
     """Image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO (FPR limit 0.3), the latter only where masks exist."""
     image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
     pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
-    metrics = [metric(**image) for metric in (AUROC, AP, F1Max)]
-    metrics += [metric(**pixel) for metric in (AUROC, AP, F1Max)]
-    return Evaluator(test_metrics=[*metrics, AUPRO(**pixel, fpr_limit=0.3)])
+    ranking = [metric(**image) for metric in (AUROC, AP, F1Max)] + [metric(**pixel) for metric in (AUROC, AP, F1Max)]
+    return Evaluator(test_metrics=[*ranking, AUPRO(**pixel, fpr_limit=0.3)])
