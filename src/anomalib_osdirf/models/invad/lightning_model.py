@@ -39,7 +39,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         num_inference_steps: Number of inversion steps, one evaluation of the denoiser each. Defaults to ``3``.
         timestep_spacing: Timesteps at which the denoiser is asked: ``paper`` ([333, 666, 999] for three steps),
-            ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``paper``.
+            ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``released``.
         density: Gaussian of the latent: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
             covariance. Defaults to ``standard``.
         image_score: What makes an image's score: ``nll``, the negative log density of the whole latent; ``diff``, the
@@ -96,7 +96,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         denoiser: str = "mlp",
         prediction_type: str = "v_prediction",
         num_inference_steps: int = 3,
-        timestep_spacing: str | list[int] = "paper",
+        timestep_spacing: str | list[int] = "released",
         density: str = "standard",
         image_score: str = "nll_diff",
         learning_rate: float = 1e-3,
