@@ -19,6 +19,7 @@ from anomalib_osdirf import OSDIRF, DiffusionAD
 from anomalib_osdirf.__main__ import main
 from anomalib_osdirf.models.diffusion_training import ResumeCheckpoint
 from exactness import TOLERANCES, compare, export, predict, textured_files, unclip
+from processor import has_bfloat16, precisions
 from textures import textured_image
 
 MakeFolder = Callable[..., Folder]
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {
     "base_channels": 8,
     "channel_multipliers": (1, 2),
     "residual_blocks": 1,
-    "attention_levels": 0,  # OpenVINO models do not carry attention's precision (model card)
+    "attention_levels": 1,
     "segmentation_channels": 8,
     "learning_rate": 1e-3,
     "segmentation_learning_rate": 1e-3,
@@ -296,6 +297,11 @@ def test_exports_say_what_engine_predict_says(
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     monkeypatch.chdir(tmp_path)
     compare(predicted, exported[kind], *TOLERANCES[kind])
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="OpenVINO does not compute in bfloat16 on this processor")
+def test_openvino_model_carries_float32(exported: dict[str, Path]) -> None:
+    assert "bf16" not in precisions(exported["openvino"])
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
