@@ -145,13 +145,11 @@ class NormGuidedReconstruction(nn.Module):
 
         time = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep], device=self.unet.device)))
         unet: nn.Module = _copy_of_structure(self.unet)
-        modules: list[Any] = list(unet.modules())
-        for attention in modules:
-            if isinstance(attention, Attention):
-                attention.set_processor(GridAttention())
-        for block in modules:
-            if not isinstance(block, ResnetBlock2D):
-                continue
+        attentions: list[Any] = [module for module in unet.modules() if isinstance(module, Attention)]
+        for attention in attentions:
+            attention.set_processor(GridAttention())
+        blocks: list[Any] = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+        for block in blocks:
             shift = block.time_emb_proj(functional.silu(time))[0]
             block.conv1.bias = nn.Parameter(block.conv1.bias + shift, requires_grad=False)
             block.time_emb_proj = None
