@@ -486,8 +486,8 @@ class DeployedDiffusionAD(nn.Module):
 
 def _check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
-        if value < 1:
-            msg = f"{name}={value} is not positive; use 1 or more."
+        if not isinstance(value, int) or value < 1:
+            msg = f"{name}={value} is not a positive whole number; use 1 or more."
             raise ValueError(msg)
 
 
@@ -495,7 +495,7 @@ def _check_sizes(base_channels: int, channel_multipliers: Sequence[int], attenti
     if base_channels < 8 or base_channels % 8:
         msg = f"base_channels={base_channels} is not a positive multiple of 8; use 8, 16, 32, ..."
         raise ValueError(msg)
-    if not channel_multipliers or min(channel_multipliers) < 1:
+    if not channel_multipliers or not all(isinstance(one, int) and one > 0 for one in channel_multipliers):
         msg = f"channel_multipliers={list(channel_multipliers)} must be positive whole numbers, one for each level."
         raise ValueError(msg)
     if not 0 <= attention_levels <= len(channel_multipliers):
