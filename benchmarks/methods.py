@@ -211,7 +211,7 @@ def run(
         return trained | test(OSDIRF.load_from_checkpoint(trained["checkpoint"], **QUIET), make_data(None), output)
 
     reference = results.row(name, "OSDIRF", osdirf)
-    trained = {key: value for key, value in reference.items() if key in {"checkpoint", *COLUMNS} and "train" in key}
+    trained = {key: reference[key] for key in ("training steps", "training seconds") if key in reference}
     budget = arguments.budget or reference.get("training seconds")
     if budget is None:
         msg = f"--osdirf {name}=... does not say how long that training took; give --budget, in seconds."
