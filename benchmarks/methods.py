@@ -8,7 +8,9 @@ On the embedded data set, and on folders laid out as train/good, test/<good or d
 
 InvAD is OSDIRF's denoiser read out in another way, in each of its settings; DiffusionAD is the small preset
 (configs/diffusionad.yaml), with as many steps as fit into the time that OSDIRF took. All test images count, no metric
-has a threshold.
+has a threshold. Speed is that of the torch network that scores, from pre-processed images to map and score, the models
+taking turns. What is finished is kept in the output folder and not run again: the same command goes on where it was
+interrupted.
 """
 
 import argparse
@@ -33,15 +35,94 @@ from anomalib_osdirf.data import SyntheticSurfaces
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUIET: dict[str, Any] = {"visualizer": False}
 INVAD: dict[str, dict[str, Any]] = {
-    "InvAD, paper's steps": {},
-    "InvAD, released steps": {"timestep_spacing": "released"},
-    "InvAD, paper's steps, fitted density": {"density": "position_full"},
+    "InvAD, released steps": {},
+    "InvAD, paper's steps": {"timestep_spacing": "paper"},
+    "InvAD, released steps, fitted density": {"density": "position_full"},
 }
+DIFFUSIONAD = "DiffusionAD, small"
+# The difference of a short and a longer training is what the steps between take.
+TRIES = (5, 25)
+BATCHES = (1, 32)
+COLUMNS = {
+    "evaluations": "{:d}",
+    "M trained parameters": "{:.1f}",
+    "image_AUROC": "{:.3f}",
+    "pixel_AUROC": "{:.3f}",
+    "image size": "{:d}",
+    **{f"images/s, batch {batch}": "{:.0f}" for batch in BATCHES},
+    "training steps": "{:d}",
+    "training seconds": "{:.0f}",
+}
+
+MakeData = Callable[[int | None], AnomalibDataModule]
+Row = dict[str, Any]
+
+
+class Results:
+    """Finished rows by data set and method, kept in a file.
+
+    Args:
+        folder: Folder of the file.
+        settings: What the rows depend on.
+
+    Raises:
+        ValueError: If the file is of other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.file = folder / "methods.json"
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        self.rows: dict[str, dict[str, Row]] = {}
+        if self.file.is_file():
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
+            if kept["settings"] != self.settings:
+                msg = f"{self.file} holds rows of other settings, {kept['settings']}; choose another --output."
+                raise ValueError(msg)
+            self.rows = kept["rows"]
+
+    def row(self, data: str, label: str, measure: Callable[[], Row]) -> Row:
+        """Return a row, measured unless it is there already."""
+        rows = self.rows.setdefault(data, {})
+        if label not in rows:
+            rows[label] = measure()
+            self.save()
+        return rows[label]
+
+    def save(self) -> None:
+        """Write all rows, whole or not at all."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_suffix(".tmp")
+        text = json.dumps({"settings": self.settings, "rows": self.rows}, indent=2, default=float)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self.file)
 
 
 def engine(output: Path, **arguments: Any) -> Engine:  # noqa: ANN401
     """Make a quiet engine on the machine's accelerator."""
     return Engine(default_root_dir=output, devices=1, enable_progress_bar=False, **arguments)
+
+
+def train(model: Any, data: AnomalibDataModule, output: Path, **arguments: Any) -> Row:  # noqa: ANN401
+    """Train, and return the checkpoint, the steps and the seconds."""
+    run = engine(output, **arguments)
+    start = time.perf_counter()
+    run.fit(model, datamodule=data)
+    return {
+        "checkpoint": str(run.best_model_path),
+        "training steps": run.trainer.global_step,
+        "training seconds": time.perf_counter() - start,
+    }
+
+
+def test(model: Any, data: AnomalibDataModule, output: Path) -> Row:  # noqa: ANN401
+    """Return the metrics, and what is to be known of the network."""
+    metrics = dict(engine(output).test(model, datamodule=data)[0])
+    return {
+        **metrics,
+        "evaluations": evaluations(model),
+        "M trained parameters": sum(one.numel() for one in trained_part(model).parameters()) / 1e6,
+        "image size": examples(model, 1).shape[-1],
+    }
 
 
 def small_diffusionad(seed: int, max_steps: int) -> DiffusionAD:
@@ -56,18 +137,36 @@ def small_diffusionad(seed: int, max_steps: int) -> DiffusionAD:
     return DiffusionAD(**arguments)
 
 
-def seconds_to_train(model: Any, data: AnomalibDataModule, output: Path, **arguments: Any) -> float:  # noqa: ANN401
-    """Train and return how long that took."""
-    start = time.perf_counter()
-    engine(output, **arguments).fit(model, datamodule=data)
-    return time.perf_counter() - start
+def diffusionad_batch() -> int:
+    """Return the small preset's batch size."""
+    data = yaml.safe_load((CONFIGS / "diffusionad.yaml").read_text(encoding="utf-8"))["data"]
+    return int(data["init_args"]["train_batch_size"])
+
+
+def train_diffusionad(make_data: MakeData, seed: int, budget: float, output: Path) -> Row:
+    """Train the small preset for about as many seconds as the budget has; its learning rate wants to know the steps."""
+    batch = diffusionad_batch()
+    short, longer = (
+        train(small_diffusionad(seed, steps), make_data(batch), output / "try", limit_val_batches=0) for steps in TRIES
+    )
+    spent = longer["training seconds"] - short["training seconds"]
+    if spent <= 0:
+        msg = f"{TRIES[1]} steps took no longer than {TRIES[0]}; run this on a machine that does nothing else."
+        raise RuntimeError(msg)
+    steps = max(1, round((TRIES[1] - TRIES[0]) * budget / spent))
+    return train(small_diffusionad(seed, steps), make_data(batch), output)
+
+
+def examples(model: Any, batch: int) -> torch.Tensor:  # noqa: ANN401
+    """Return a batch of pre-processed images."""
+    with torch.no_grad():
+        images: torch.Tensor = model.pre_processor(torch.rand(batch, 3, 256, 256, device=model.device))
+    return images
 
 
 def throughput(model: Any, batch: int, rounds: int) -> Callable[[], float]:  # noqa: ANN401
     """Return a measurement of images per second, from pre-processed images to map and score."""
-    with torch.no_grad():
-        images = model.pre_processor(torch.rand(batch, 3, 256, 256, device=model.device))
-    network = model.model.eval().deployed()
+    images, network = examples(model, batch), model.model.eval().deployed()
 
     def measure() -> float:
         start = time.perf_counter()
@@ -81,48 +180,64 @@ def throughput(model: Any, batch: int, rounds: int) -> Callable[[], float]:  # n
     return measure
 
 
-def run(name: str, make_data: Callable[[], AnomalibDataModule], arguments: argparse.Namespace, osdirf: OSDIRF) -> list:
-    """Train and test all methods on one data set, and return the table's rows."""
-    output = arguments.output / name
-    start = time.perf_counter()
-    first = engine(output)
-    first.fit(osdirf, datamodule=make_data())
-    seconds = time.perf_counter() - start
-    models: dict[str, tuple[Any, float]] = {"OSDIRF": (osdirf, seconds)}
-    for label, options in INVAD.items():
-        models[label] = (InvAD.load_from_checkpoint(str(first.best_model_path), **options, **QUIET), seconds)
-    # The difference of a short and a longer training is what the steps between take.
-    tries = {
-        n: seconds_to_train(small_diffusionad(arguments.seed, n), make_data(), output / "try", limit_val_batches=0)
-        for n in (3, 13)
-    }
-    steps = round(10 * seconds / (tries[13] - tries[3]))
-    diffusionad = small_diffusionad(arguments.seed, steps)
-    trained = seconds_to_train(diffusionad, make_data(), output)
-    models[f"DiffusionAD, small, {steps} steps"] = (diffusionad, trained)
-    rows = []
-    for label, (model, trained) in models.items():
-        metrics = dict(engine(output).test(model, datamodule=make_data())[0])
-        rows.append({"data": name, "model": label, "training seconds": trained, **metrics})
+def measure_speed(rows: dict[str, Row], models: dict[str, Any], rounds: int) -> None:
+    """Add images per second to the rows: medians over rounds in which all models take turns."""
     measurements = {
         (label, batch): throughput(model, batch, max(1, 8 // batch))
-        for label, (model, _) in models.items()
-        for batch in (1, 32)
+        for label, model in models.items()
+        for batch in BATCHES
     }
     rates: dict[tuple[str, int], list[float]] = {key: [] for key in measurements}
-    for turn in range(arguments.rounds + 1):
+    for turn in range(rounds + 1):
         for key, measure in measurements.items():
             rate = measure()
-            if turn:
+            if turn:  # the first one warms up
                 rates[key].append(rate)
-    for row in rows:
-        model = models[row["model"]][0]
-        row["images/s, batch 1"], row["images/s, batch 32"] = (
-            statistics.median(rates[row["model"], batch]) for batch in (1, 32)
-        )
-        row["evaluations"] = evaluations(model)
-        row["M parameters"] = sum(one.numel() for one in trained_part(model).parameters()) / 1e6
-    return rows
+    for (label, batch), values in rates.items():
+        rows[label][f"images/s, batch {batch}"] = statistics.median(values)
+
+
+def run(
+    name: str, make_data: MakeData, make_osdirf: Callable[[], OSDIRF], arguments: argparse.Namespace, results: Results
+) -> None:
+    """Fill in the table's rows of one data set."""
+    output = arguments.output / name
+
+    def osdirf() -> Row:
+        if name in arguments.osdirf:
+            trained = {"checkpoint": str(arguments.osdirf[name])}
+        else:
+            trained = train(make_osdirf(), make_data(None), output)
+        return trained | test(OSDIRF.load_from_checkpoint(trained["checkpoint"], **QUIET), make_data(None), output)
+
+    reference = results.row(name, "OSDIRF", osdirf)
+    trained = {key: reference[key] for key in ("training steps", "training seconds") if key in reference}
+    budget = arguments.budget or reference.get("training seconds")
+    if budget is None:
+        msg = f"--osdirf {name}=... does not say how long that training took; give --budget, in seconds."
+        raise ValueError(msg)
+
+    def invad(**options: Any) -> InvAD:  # noqa: ANN401
+        model: InvAD = InvAD.load_from_checkpoint(reference["checkpoint"], **options, **QUIET)
+        return model
+
+    for label, options in INVAD.items():
+        results.row(name, label, lambda options=options: trained | test(invad(**options), make_data(None), output))
+
+    def diffusionad() -> Row:
+        own = train_diffusionad(make_data, arguments.seed, budget, output)
+        return own | test(DiffusionAD.load_from_checkpoint(own["checkpoint"], **QUIET), make_data(None), output)
+
+    last = results.row(name, DIFFUSIONAD, diffusionad)
+    rows = results.rows[name]
+    if any(f"images/s, batch {BATCHES[0]}" not in row for row in rows.values()):
+        models = {
+            "OSDIRF": OSDIRF.load_from_checkpoint(reference["checkpoint"], **QUIET),
+            **{label: invad(**options) for label, options in INVAD.items()},
+            DIFFUSIONAD: DiffusionAD.load_from_checkpoint(last["checkpoint"], **QUIET),
+        }
+        measure_speed(rows, models, arguments.rounds)
+        results.save()
 
 
 def evaluations(model: Any) -> int:  # noqa: ANN401
@@ -136,44 +251,75 @@ def trained_part(model: Any) -> torch.nn.Module:  # noqa: ANN401
     return part
 
 
+def table(rows: dict[str, dict[str, Row]]) -> str:
+    """Format the rows in Markdown."""
+    lines = ["| data | model | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name, models in rows.items():
+        for label, row in models.items():
+            cells = [form.format(row[column]) if column in row else "" for column, form in COLUMNS.items()]
+            lines.append(f"| {name} | {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def named_file(text: str) -> tuple[str, Path]:
+    """Read an argument NAME=FILE."""
+    name, _, file = text.partition("=")
+    if not Path(file).is_file():
+        msg = f"{text!r} does not name a checkpoint; write NAME=FILE, with the data set's folder or surface as NAME."
+        raise argparse.ArgumentTypeError(msg)
+    return name, Path(file)
+
+
 def main() -> None:
     """Print a Markdown table and keep it in the output folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, nargs="*", default=[], help="data sets besides the embedded one")
     parser.add_argument("--backbone", default="mobilenetv2_100", help="for the data sets given by --root")
     parser.add_argument("--weights", help="local weights file of the backbone")
-    parser.add_argument("--category", default="weave", help="surface of the embedded data set")
+    parser.add_argument("--category", nargs="*", default=["weave"], help="surfaces of the embedded data set")
+    parser.add_argument(
+        "--osdirf", type=named_file, nargs="*", default=[], metavar="NAME=FILE", help="OSDIRF's checkpoints, if any"
+    )
+    parser.add_argument("--budget", type=float, help="seconds to train DiffusionAD for, instead of OSDIRF's")
+    parser.add_argument("--max-steps", type=int, help="steps to train OSDIRF for, instead of its default")
     parser.add_argument("--output", type=Path, default=Path("results/methods"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=20, help="rounds of the speed measurement, models taking turns")
     arguments = parser.parse_args()
+    arguments.osdirf = dict(arguments.osdirf)
+    names = [*arguments.category, *(root.name for root in arguments.root)]
+    unknown = [name for name in arguments.osdirf if name not in names]
+    if unknown:
+        parser.error(f"--osdirf names {unknown[0]}, which is none of the data sets: {', '.join(names)}")
+    settings = ("backbone", "weights", "osdirf", "budget", "max_steps", "seed")
+    results = Results(arguments.output, {name: getattr(arguments, name) for name in settings})
     print(f"seed {arguments.seed}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    quickstart = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
-    rows = run(
-        arguments.category,
-        lambda: SyntheticSurfaces(category=arguments.category, train_batch_size=16),
-        arguments,
-        OSDIRF(**{**quickstart, "seed": arguments.seed, **QUIET}),
-    )
+    own: dict[str, Any] = {"seed": arguments.seed, **QUIET}
+    if arguments.max_steps is not None:
+        own["max_steps"] = arguments.max_steps
+    quickstart = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text(encoding="utf-8"))
+    for category in arguments.category:
+
+        def surfaces(batch: int | None, category: str = category) -> AnomalibDataModule:
+            batch = batch or quickstart["data"]["init_args"]["train_batch_size"]
+            return SyntheticSurfaces(category=category, train_batch_size=batch)
+
+        def on_surfaces() -> OSDIRF:
+            return OSDIRF(**{**quickstart["model"]["init_args"], **own})
+
+        run(category, surfaces, on_surfaces, arguments, results)
     for root in arguments.root:
-        model = OSDIRF(backbone=arguments.backbone, backbone_weights=arguments.weights, seed=arguments.seed, **QUIET)
-        rows += run(root.name, lambda root=root: mvtec_folder(root), arguments, model)  # type: ignore[misc]
-    columns = {
-        "evaluations": "{:d}",
-        "M parameters": "{:.1f}",
-        "image_AUROC": "{:.3f}",
-        "pixel_AUROC": "{:.3f}",
-        "images/s, batch 1": "{:.0f}",
-        "images/s, batch 32": "{:.0f}",
-        "training seconds": "{:.0f}",
-    }
-    lines = ["| data | model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for row in rows:
-        cells = [form.format(row.get(name, float("nan"))) for name, form in columns.items()]
-        lines.append(f"| {row['data']} | {row['model']} | " + " | ".join(cells) + " |")
-    print("\n".join(lines))
-    (arguments.output / "methods.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (arguments.output / "methods.json").write_text(json.dumps(rows, indent=2, default=float), encoding="utf-8")
+
+        def images(batch: int | None, root: Path = root) -> AnomalibDataModule:
+            return mvtec_folder(root, **({"train_batch_size": batch} if batch else {}))
+
+        def on_images() -> OSDIRF:
+            return OSDIRF(backbone=arguments.backbone, backbone_weights=arguments.weights, **own)
+
+        run(root.name, images, on_images, arguments, results)
+    markdown = table(results.rows)
+    print(markdown)
+    (arguments.output / "methods.md").write_text(markdown, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_train_in_a_process_of_its_own(parts: Path, tmp_path: Path) -> None:
 
 
 def test_benchmark_in_a_process_of_its_own(parts: Path, tmp_path: Path) -> None:
-    """Short and dotted class paths."""
+    """Short and dotted class paths, of two models."""
     init_args = {
         "backbone": "test_efficientnet",
         "pre_trained": False,
@@ -75,7 +75,7 @@ def test_benchmark_in_a_process_of_its_own(parts: Path, tmp_path: Path) -> None:
         "benchmark": {
             "seed": 0,
             "model": {
-                "class_path": {"grid": ["OSDIRF", "anomalib_osdirf.models.OSDIRF"]},
+                "class_path": {"grid": ["OSDIRF", "anomalib_osdirf.models.InvAD"]},
                 "init_args": init_args,
             },
             "data": {
@@ -97,6 +97,7 @@ def test_benchmark_in_a_process_of_its_own(parts: Path, tmp_path: Path) -> None:
     rows = next(tmp_path.rglob("results.csv")).read_text(encoding="utf-8").splitlines()
     assert len(rows) == 3
     assert "image_AUROC" in rows[0]
+    assert ["InvAD" in row for row in rows[1:]] == [False, True]
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])

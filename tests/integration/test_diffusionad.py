@@ -19,6 +19,7 @@ from anomalib_osdirf import OSDIRF, DiffusionAD
 from anomalib_osdirf.__main__ import main
 from anomalib_osdirf.models.diffusion_training import ResumeCheckpoint
 from exactness import TOLERANCES, compare, export, predict, textured_files, unclip
+from processor import has_bfloat16, precisions
 from textures import textured_image
 
 MakeFolder = Callable[..., Folder]
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {
     "base_channels": 8,
     "channel_multipliers": (1, 2),
     "residual_blocks": 1,
-    "attention_levels": 0,  # OpenVINO models do not carry attention's precision (model card)
+    "attention_levels": 1,
     "segmentation_channels": 8,
     "learning_rate": 1e-3,
     "segmentation_learning_rate": 1e-3,
@@ -298,6 +299,11 @@ def test_exports_say_what_engine_predict_says(
     compare(predicted, exported[kind], *TOLERANCES[kind])
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="OpenVINO does not compute in bfloat16 on this processor")
+def test_openvino_model_carries_float32(exported: dict[str, Path]) -> None:
+    assert "bf16" not in precisions(exported["openvino"])
+
+
 @pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
 def test_exports_take_any_batch(
     kind: str, exported: dict[str, Path], unclipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,11 +371,13 @@ def _runtime(kind: str, file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, 
     [
         ({"base_channels": 12}, "base_channels=12 is not a positive multiple of 8; use 8, 16, 32"),
         ({"channel_multipliers": [1, 0]}, r"channel_multipliers=\[1, 0\] must be positive whole numbers"),
+        ({"channel_multipliers": [1.5]}, r"channel_multipliers=\[1.5\] must be positive whole numbers"),
         ({"channel_multipliers": []}, r"channel_multipliers=\[\] must be positive whole numbers"),
-        ({"residual_blocks": 0}, "residual_blocks=0 is not positive"),
+        ({"residual_blocks": 0}, "residual_blocks=0 is not a positive whole number; use 1"),
         ({"pixel_deviation": 0.0}, "pixel_deviation=0.0 is not positive; use a number above 0"),
-        ({"patch_size": 0}, "patch_size=0 is not positive"),
-        ({"segmentation_channels": 0}, "segmentation_channels=0 is not positive"),
+        ({"patch_size": 0}, "patch_size=0 is not a positive whole number"),
+        ({"patch_size": 1.5}, "patch_size=1.5 is not a positive whole number"),
+        ({"segmentation_channels": 0}, "segmentation_channels=0 is not a positive whole number"),
         ({"attention_levels": 3}, "attention_levels=3 is out of range; use 0 to 2"),
         ({"timestep_n": 300}, "timestep_n=300 is not below timestep_boundary=300; use 0 to 299"),
         ({"timestep_b": 1000}, "timestep_b=1000 is not from timestep_boundary=300 on; use 300 to 999"),

@@ -62,6 +62,9 @@ def check_timestep(name: str, timestep: int) -> None:
     Raises:
         ValueError: If so.
     """
+    if not isinstance(timestep, int):
+        msg = f"{name}={timestep!r} is not a whole number; use 0 to {NUM_TRAIN_TIMESTEPS - 1}."
+        raise ValueError(msg)  # noqa: TRY004 - a wrong value, for who writes a configuration
     if not 0 <= timestep < NUM_TRAIN_TIMESTEPS:
         msg = f"{name}={timestep} is outside the noise schedule; use 0 to {NUM_TRAIN_TIMESTEPS - 1}."
         raise ValueError(msg)
@@ -82,8 +85,8 @@ def inversion_timesteps(num_inference_steps: int, spacing: str | Sequence[int]) 
     Raises:
         ValueError: If the number is out of range, the spacing unknown, or the timesteps are not S increasing ones.
     """
-    if not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
-        msg = f"num_inference_steps={num_inference_steps} is out of range; use 1 to {NUM_TRAIN_TIMESTEPS}."
+    if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
+        msg = f"num_inference_steps={num_inference_steps!r} is out of range; use 1 to {NUM_TRAIN_TIMESTEPS}."
         raise ValueError(msg)
     last = NUM_TRAIN_TIMESTEPS - 1
     if isinstance(spacing, str):
@@ -96,7 +99,10 @@ def inversion_timesteps(num_inference_steps: int, spacing: str | Sequence[int]) 
             msg = f"timestep_spacing={spacing!r} is unknown; use {', '.join(spacings)}, or a list of timesteps."
             raise ValueError(msg)
         return spacings[spacing]
-    timesteps = list(spacing)
+    if not isinstance(spacing, list | tuple) or not spacing:
+        msg = f"timestep_spacing={spacing!r} names no timesteps; use paper, released, or a list such as [0, 500, 999]."
+        raise ValueError(msg)
+    timesteps: list[int] = list(spacing)
     for timestep in timesteps:
         check_timestep("timestep_spacing", timestep)
     if timesteps != sorted(set(timesteps)):

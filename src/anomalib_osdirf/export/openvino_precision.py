@@ -101,14 +101,18 @@ def _subtract(node: Any) -> None:  # noqa: ANN401
     from openvino import opset13 as ops
 
     subtrahend, minus_one = node.input_value(1), _filled(node.output(0), -1)
-    product = subtrahend.get_node()
-    if product.get_type_name() == "Multiply":
-        for index in (0, 1):
-            if _is_constant(_input(product, index)):  # two products in a row would be merged
-                minus_one = ops.constant(-_input(product, index).data)
-                subtrahend = product.input_value(1 - index)
-                break
-    _replace(node, ops.add(node.input_value(0), ops.multiply(subtrahend, minus_one)))
+    minuend, inner = node.input_value(0), subtrahend.get_node()
+    for index in (0, 1):
+        # A product or a sum that is multiplied would be merged with this product.
+        if inner.get_type_name() == "Multiply" and _is_constant(_input(inner, index)):
+            minus_one = ops.constant(-_input(inner, index).data)
+        elif inner.get_type_name() == "Add" and _is_constant(_input(inner, index)):
+            minuend = ops.add(minuend, ops.constant(-_input(inner, index).data)).output(0)
+        else:
+            continue
+        subtrahend = inner.input_value(1 - index)
+        break
+    _replace(node, ops.add(minuend, ops.multiply(subtrahend, minus_one)))
 
 
 def _divide(node: Any) -> None:  # noqa: ANN401
@@ -191,13 +195,21 @@ def _attention(node: Any) -> None:  # noqa: ANN401
     product = ops.matmul(
         node.input_value(0), ops.transpose(key, np.asarray(order)[[0, 1, 3, 2]]), transpose_a=False, transpose_b=False
     )
-    axis = np.array([3], np.int64)
-    minus_one = _filled(product.output(0), -1)
-    largest = ops.reduce_max(product, axis, keep_dims=True)
-    exponential = ops.exp(ops.add(product, ops.multiply(largest, minus_one)))
-    total = ops.reduce_sum(exponential, axis, keep_dims=True)
-    weights = ops.multiply(exponential, ops.power(total, minus_one))
+    weights = _elementary_softmax(product.output(0), axis=3)
     _replace(node, ops.matmul(weights, node.input_value(2), transpose_a=False, transpose_b=False))
+
+
+def _softmax(node: Any) -> None:  # noqa: ANN401
+    _replace(node, _elementary_softmax(node.input_value(0), node.get_attributes()["axis"]))
+
+
+def _elementary_softmax(values: Any, axis: int) -> Any:  # noqa: ANN401
+    from openvino import opset13 as ops
+
+    axes = np.array([axis], np.int64)
+    minus_one = _filled(values, -1)
+    exponential = ops.exp(ops.add(values, ops.multiply(ops.reduce_max(values, axes, keep_dims=True), minus_one)))
+    return ops.multiply(exponential, ops.power(ops.reduce_sum(exponential, axes, keep_dims=True), minus_one))
 
 
 def _interpolate(node: Any) -> None:  # noqa: ANN401
@@ -225,6 +237,7 @@ _REWRITES: dict[str, Callable[[Any], None]] = {
     "Interpolate": _interpolate,
     "MatMul": _matmul,
     "ScaledDotProductAttention": _attention,
+    "Softmax": _softmax,
     "Squeeze": _reshape,
     "Subtract": _subtract,
     "Swish": _swish,

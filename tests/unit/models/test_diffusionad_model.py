@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from anomalib_osdirf.models.diffusionad import DiffusionADModel
-from anomalib_osdirf.models.diffusionad.torch_model import NormGuidedReconstruction
+from anomalib_osdirf.models.diffusionad.torch_model import GridAttention, NormGuidedReconstruction
 
 SMALL: dict[str, Any] = {
     "base_channels": 8,
@@ -208,6 +209,19 @@ def test_folded_timesteps_change_nothing(patch_size: int, pixel_deviation: float
         torch.testing.assert_close(
             deployed.segmentation(pair), model.networks["segmentation"](pair), rtol=1e-5, atol=1e-5
         )
+
+
+@torch.no_grad()
+def test_attention_in_elementary_steps_changes_nothing() -> None:
+    torch.manual_seed(0)
+    attention = Attention(32, heads=4, dim_head=8, norm_num_groups=2, bias=True, residual_connection=True)
+    attention = attention.double()
+    for parameter in attention.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    values = torch.randn(2, 32, 6, 5, dtype=torch.float64)
+    expected = attention(values)
+    attention.set_processor(GridAttention())
+    torch.testing.assert_close(attention(values), expected, rtol=0, atol=1e-10)
 
 
 def test_never_trained() -> None:

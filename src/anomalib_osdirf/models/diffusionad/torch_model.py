@@ -133,17 +133,21 @@ class NormGuidedReconstruction(nn.Module):
 
     @torch.no_grad()
     def folded(self, timestep: int) -> nn.Module:
-        """Fold a timestep into the UNet, which shares all else with it.
+        """Fold a timestep into the UNet, which shares all else with it, and have it attend in elementary steps.
 
         The timestep adds a constant to the first convolution of each residual block, so to its bias.
 
         Returns:
             The UNet; its own argument ``timestep`` does nothing.
         """
+        from diffusers.models.attention_processor import Attention
         from diffusers.models.resnet import ResnetBlock2D
 
         time = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep], device=self.unet.device)))
         unet: nn.Module = _copy_of_structure(self.unet)
+        attentions: list[Any] = [module for module in unet.modules() if isinstance(module, Attention)]
+        for attention in attentions:
+            attention.set_processor(GridAttention())
         blocks: list[Any] = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
         for block in blocks:
             shift = block.time_emb_proj(functional.silu(time))[0]
@@ -186,6 +190,41 @@ class NormGuidedReconstruction(nn.Module):
         kernel = torch.eye(channels, dtype=output.dtype, device=output.device)
         kernel = kernel.reshape(channels, 3, self.patch_size, self.patch_size)
         return functional.conv_transpose2d(output, kernel, stride=self.patch_size)
+
+
+class GridAttention:
+    """Self-attention of diffusers in its elementary steps on the grid, as an attention processor.
+
+    1 x 1 convolutions in the place of linear layers, the scale 1 / sqrt(d) in the queries' weights, and plain products:
+    OpenVINO's CPU plugin forgets the precision of diffusers' own steps, as of those in
+    :class:`~anomalib_osdirf.denoisers.fold.FoldedAttention`.
+    """
+
+    def __call__(self, attention: Any, values: Tensor, temb: Tensor | None = None, **_: Any) -> Tensor:  # noqa: ANN401
+        """Attend to all positions.
+
+        Args:
+            attention: The module that holds the weights.
+            values: What it is called with, shape ``(B, C, H, W)``.
+            temb: Unused: the module takes no notice of timesteps.
+
+        Returns:
+            Shape of ``values``.
+        """
+        del temb
+        normed = attention.group_norm(values)
+        query, key, value = (
+            _on_grid(layer, normed, factor).flatten(2).unflatten(1, (attention.heads, -1))
+            for layer, factor in ((attention.to_q, attention.scale), (attention.to_k, 1), (attention.to_v, 1))
+        )
+        weights = (query.transpose(2, 3) @ key).softmax(dim=-1)
+        attended = (weights @ value.transpose(2, 3)).transpose(2, 3).flatten(1, 2).unflatten(2, values.shape[-2:])
+        return values + _on_grid(attention.to_out[0], attended)
+
+
+def _on_grid(layer: nn.Linear, values: Tensor, factor: float = 1) -> Tensor:
+    """Apply a linear layer to each position of a grid, and multiply by a factor."""
+    return functional.conv2d(values, factor * layer.weight[:, :, None, None], factor * layer.bias)
 
 
 class BlockMaximum(nn.Module):
@@ -447,8 +486,8 @@ class DeployedDiffusionAD(nn.Module):
 
 def _check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
-        if value < 1:
-            msg = f"{name}={value} is not positive; use 1 or more."
+        if not isinstance(value, int) or value < 1:
+            msg = f"{name}={value} is not a positive whole number; use 1 or more."
             raise ValueError(msg)
 
 
@@ -456,7 +495,7 @@ def _check_sizes(base_channels: int, channel_multipliers: Sequence[int], attenti
     if base_channels < 8 or base_channels % 8:
         msg = f"base_channels={base_channels} is not a positive multiple of 8; use 8, 16, 32, ..."
         raise ValueError(msg)
-    if not channel_multipliers or min(channel_multipliers) < 1:
+    if not channel_multipliers or not all(isinstance(one, int) and one > 0 for one in channel_multipliers):
         msg = f"channel_multipliers={list(channel_multipliers)} must be positive whole numbers, one for each level."
         raise ValueError(msg)
     if not 0 <= attention_levels <= len(channel_multipliers):
