@@ -120,11 +120,11 @@ def test_what_is_deployed_follows_the_weights(reference: OSDIRF) -> None:
         torch.testing.assert_close(model.deployed().field(z), expected, rtol=1e-4, atol=1e-5)
 
         state = {f"model.{key}": value for key, value in model.state_dict().items()}
-        state["model.ema.module.output.weight"] = 1.1 * state["model.ema.module.output.weight"]
+        state["model.ema.module.network.output.weight"] = 1.1 * state["model.ema.module.network.output.weight"]
         torch.nn.ModuleDict({"model": model}).load_state_dict(state)
         assert not torch.allclose(model(images).pred_score, before)
     assert not any("deployed" in key for key in model.state_dict())
-    assert model.double().deployed().denoiser.output.weight.dtype == torch.float64
+    assert model.double().deployed().denoiser.network.output.weight.dtype == torch.float64
 
 
 def test_exports_hold_no_training_weights(exported: dict[str, Path], reference: OSDIRF) -> None:

@@ -172,7 +172,7 @@ def test_seed_makes_a_training_repeatable(folder: MakeFolder, tiny: MakeModel, e
         engine().fit(models[-1], datamodule=folder())
     one, other, different = (model.model.denoiser.state_dict() for model in models)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-    assert not torch.allclose(one["output.weight"], different["output.weight"], atol=1e-6)
+    assert not torch.allclose(one["network.output.weight"], different["network.output.weight"], atol=1e-6)
 
 
 def test_interim_validation(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
@@ -196,7 +196,7 @@ def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     class Poison(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, *_: object) -> None:
             if trainer.global_step == 3:
-                module.model.denoiser.output.bias.data.fill_(float("nan"))
+                module.model.denoiser.network.output.bias.data.fill_(float("nan"))
 
     run = engine(callbacks=[Poison()])
     with pytest.raises(

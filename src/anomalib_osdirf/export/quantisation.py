@@ -16,7 +16,9 @@ _CALIBRATION_IMAGES = 300
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _SMALL_CONVOLUTION = 2**15
 _QUANTISED = "FakeQuantize"
-FIELD = "field"  # name of the output that the denoiser returns
+# Names of the outputs that the read-out is fitted on.
+FIELD = "field"
+DETAILS = "details"
 _FORMS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     np.asarray,
     np.negative,
@@ -207,19 +209,37 @@ def quantise_within(
     return quantised
 
 
-def expose_field(model: Any) -> None:  # noqa: ANN401
-    """Make the field one more output of an ``openvino.Model``: the last convolution and what is added to it."""
-    field = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"][-1].output(0)
-    while [target.get_node().get_type_name() for target in field.get_target_inputs()] == ["Add"]:
-        (target,) = field.get_target_inputs()
-        field = target.get_node().output(0)
-    field.set_names({FIELD})
-    model.add_outputs(field)
+def expose_fields(model: Any, whitening: Tensor, details_size: int | None) -> None:  # noqa: ANN401
+    """Make the field, and the read-out's details if it has any, more outputs of an ``openvino.Model``.
+
+    The field is what the last convolution of the denoiser returns and what is added to it, the details are whitened
+    features.
+
+    Args:
+        model: The model, changed in place.
+        whitening: Weights of the whitening, shape ``(D, C)``.
+        details_size: Side of the details' grid, or ``None``.
+    """
+    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    whitenings = [node for node in convolutions if _has_weights(node, whitening)]
+    exposed = {FIELD: [node for node in convolutions if node not in whitenings][-1]}
+    if details_size is not None:
+        exposed[DETAILS] = next(
+            node for node in whitenings if node.output(0).get_partial_shape()[-1].get_length() == details_size
+        )
+    for name, node in exposed.items():
+        output = node.output(0)
+        while [target.get_node().get_type_name() for target in output.get_target_inputs()] == ["Add"]:
+            (target,) = output.get_target_inputs()
+            output = target.get_node().output(0)
+        output.set_names({name})
+        model.add_outputs(output)
 
 
-def hide_field(model: Any) -> None:  # noqa: ANN401
-    """Undo :func:`expose_field`: anomalib's inferencer takes no other outputs than its own."""
-    model.remove_result(next(result for result in model.get_results() if FIELD in result.output(0).get_names()))
+def hide_fields(model: Any) -> None:  # noqa: ANN401
+    """Undo :func:`expose_fields`: anomalib's inferencer takes no other outputs than its own."""
+    for result in [result for result in model.get_results() if {FIELD, DETAILS} & result.output(0).get_names()]:
+        model.remove_result(result)
 
 
 def replace_constants(model: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:  # noqa: ANN401

@@ -11,11 +11,12 @@ import torch
 from anomalib.data import ImageBatch
 from anomalib.deploy.export import CompressionType
 from anomalib.metrics import F1Score
-from torch import nn
+from torch import Tensor, nn
 
 from anomalib_osdirf.export import quantisation
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
 from anomalib_osdirf.export.openvino_precision import through_file
+from anomalib_osdirf.features import StreamingMoments
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Quantiser:
         avoid_broken_instructions()
         logger.info("Calibrating on %d training images, half of them with synthetic anomalies.", len(self.images))
         if self.has_field:
-            quantisation.expose_field(network)
+            quantisation.expose_fields(network, self.model.whitening.weight, self.model.details_size)
         if compression == CompressionType.INT8_PTQ:
             return quantisation.quantise(network, self.images, scope)
         if not self.can_validate:
@@ -112,7 +113,7 @@ class Quantiser:
         if self.has_field:
             self._fit(_compile(network))
             quantisation.replace_constants(network, self.original.fitted_buffers(), self.model.fitted_buffers())
-            quantisation.hide_field(network)
+            quantisation.hide_fields(network)
         if self.can_validate:
             compiled = _compile(network)
             self._fit_post_processor(self._score(compiled, range(len(self.datamodule.val_data)), from_field=False))
@@ -123,11 +124,16 @@ class Quantiser:
         return self.post_processor
 
     def _fit(self, compiled: Any) -> None:  # noqa: ANN401
-        """Fit density and score constants on the fields of all training images, without any anomaly."""
-        dataset = self.datamodule.train_data
-        images = (dataset[index].image[None].numpy() for index in range(len(dataset)))
-        fields = [torch.from_numpy(compiled(image)[quantisation.FIELD].copy()) for image in images]
+        """Fit densities and score constants on the fields of all training images, without any anomaly."""
+        dataset, fields, details = self.datamodule.train_data, [], StreamingMoments()
+        for index in range(len(dataset)):
+            field, more = _fields(compiled(dataset[index].image[None].numpy()))
+            fields.append(field)
+            if more is not None:
+                details.update(more.flatten(2).permute(2, 0, 1))
         self.model.fit(lambda: fields)
+        if details.count:
+            self.model.fit_details(details)
 
     def _score(self, compiled: Any, indices: Iterable[int], from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
         """Score validation images.
@@ -147,8 +153,9 @@ class Quantiser:
             batch = dataset.collate_fn([dataset[index]])
             outputs = compiled(batch.image.numpy())
             if from_field:
-                field = torch.from_numpy(outputs[quantisation.FIELD].copy())
-                batch.update(**self.model.read_out(field, outputs["anomaly_map"].shape[-2:])._asdict())
+                field, details = _fields(outputs)
+                size = outputs["anomaly_map"].shape[-2:]
+                batch.update(**self.model.read_out(field, size, details)._asdict())
             else:
                 batch.pred_score = torch.from_numpy(outputs["pred_score"].copy()).reshape(-1)
                 batch.anomaly_map = torch.from_numpy(outputs["anomaly_map"].copy())
@@ -171,6 +178,14 @@ class Quantiser:
         value = float(metric.compute())
         metric.reset()
         return value
+
+
+def _fields(outputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+    """Return the field and, where the network has them, the details among a compiled network's outputs."""
+    named = {name: value for output, value in outputs.items() for name in output.get_names()}
+    field, details = (named.get(name) for name in (quantisation.FIELD, quantisation.DETAILS))
+    assert field is not None
+    return torch.from_numpy(field.copy()), None if details is None else torch.from_numpy(details.copy())
 
 
 def _compile(network: Any) -> Any:  # noqa: ANN401

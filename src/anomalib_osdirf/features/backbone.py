@@ -64,6 +64,14 @@ class Backbone(nn.Module):
         Raises:
             ValueError: If the image is too small for the grid.
         """
+        return self.coarse(self.maps(images))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the map of each layer, shape ``(B, C_l, H / s_l, W / s_l)``, of images as :meth:`forward` takes them.
+
+        Raises:
+            ValueError: If the image is too small for the grid.
+        """
         height, width = images.shape[-2:]
         smallest = self.grid_size * self.max_stride
         if min(height, width) < smallest:
@@ -73,8 +81,34 @@ class Backbone(nn.Module):
                 "stride, or a larger Resize in the pre-processor."
             )
             raise ValueError(msg)
-        grid = (height // self.max_stride, width // self.max_stride)
-        return torch.cat([functional.adaptive_avg_pool2d(maps, grid) for maps in self.network(images)], dim=1)
+        maps: list[Tensor] = self.network(images)
+        return maps
+
+    def coarse(self, maps: list[Tensor]) -> Tensor:
+        """Average the maps of all layers onto the grid of the coarsest one, shape ``(B, C, H / s, W / s)``."""
+        height, width = (min(map_.shape[axis] for map_ in maps) for axis in (-2, -1))
+        return torch.cat([functional.adaptive_avg_pool2d(map_, (height, width)) for map_ in maps], dim=1)
+
+    def fine(self, maps: list[Tensor], grid_size: int) -> Tensor:
+        """Bring the maps of all layers to a finer grid, larger ones averaged and smaller ones interpolated.
+
+        Args:
+            maps: What :meth:`maps` returned.
+            grid_size: Side of the grid, in positions.
+
+        Returns:
+            Shape ``(B, C, grid_size, grid_size)``.
+        """
+        size = (grid_size, grid_size)
+        return torch.cat(
+            [
+                functional.adaptive_avg_pool2d(map_, size)
+                if min(map_.shape[-2:]) >= grid_size
+                else functional.interpolate(map_, size=size, mode="bilinear", align_corners=False)
+                for map_ in maps
+            ],
+            dim=1,
+        )
 
     def pool(self, features: Tensor) -> Tensor:
         """Average features onto the grid.

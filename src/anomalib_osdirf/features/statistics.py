@@ -58,3 +58,17 @@ class StreamingMoments:
     def covariance(self) -> Tensor:
         """Maximum-likelihood covariance, scatter / count, shape ``(..., D, D)``, float64."""
         return self.scatter / self.count
+
+    def affine(self, weight: Tensor, bias: Tensor) -> "StreamingMoments":
+        """Return the moments of ``weight @ x + bias``.
+
+        Args:
+            weight: Shape ``(r, D)``.
+            bias: Shape ``(r,)``.
+        """
+        weight, bias = weight.to(self.mean), bias.to(self.mean)
+        moved = StreamingMoments()
+        moved.count = self.count
+        moved.mean = self.mean @ weight.T + bias
+        moved.scatter = weight @ self.scatter @ weight.T
+        return moved

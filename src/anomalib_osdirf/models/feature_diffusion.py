@@ -27,15 +27,15 @@ from anomalib_osdirf.data.feature_cache import (
 from anomalib_osdirf.data.resumable import ordered
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
-from anomalib_osdirf.models.feature_network import FeatureNetwork
+from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork
 from anomalib_osdirf.models.progress import phase
 
 logger = logging.getLogger(__name__)
 
 _SCORING_BATCH = 64
 # What is each model's own: arguments by their names, and the parts of the state by how their names begin.
-_READ_OUT_ARGUMENTS = ("density", "image_score")
-_READ_OUT = ("model.density.", "model.score.", "post_processor.")
+_READ_OUT_ARGUMENTS = ("density", "image_score", "map_grid_size")
+_READ_OUT = ("model.density.", "model.feature_density.", "model.score.", "post_processor.")
 
 
 class FeatureDiffusion(DiffusionTraining):
@@ -69,6 +69,7 @@ class FeatureDiffusion(DiffusionTraining):
     model: FeatureNetwork
     _trained_as: str | None = None  # another model's name, until the read-out is fitted anew
     _cached_loader: CachedFeatureLoader | None = None
+    _details: StreamingMoments | None = None  # of the feature pass, because the cache has none
     _image_loader: DataLoader | None = None
 
     # ------------------------------------------------------------------ data
@@ -143,11 +144,13 @@ class FeatureDiffusion(DiffusionTraining):
         if self._restored and self._cached_loader is None:
             return
         start = time.perf_counter()
-        moments = StreamingMoments()
+        moments, details = StreamingMoments(), StreamingMoments()
+        map_grid_size = self.hparams.get("map_grid_size")
         num_images = 0
         cache: FeatureCache | None = None
         for batch in self._batches("Feature pass"):
-            unpooled = self.model.backbone(batch.image)
+            maps = self.model.backbone.maps(batch.image)
+            unpooled = self.model.backbone.coarse(maps)
             features = self.model.backbone.pool(unpooled)
             if self._cached_loader is not None:
                 if cache is None:
@@ -156,11 +159,16 @@ class FeatureDiffusion(DiffusionTraining):
                 cache.features[num_images : num_images + len(features)] = features.cpu()
             num_images += len(features)
             moments.update(unpooled.permute(0, 2, 3, 1).flatten(0, 2))
+            if map_grid_size is not None and self._cached_loader is not None:
+                details.update(self.model.backbone.fine(maps, map_grid_size).flatten(2).permute(2, 0, 1))
         if num_images < 2:
             msg = f"Training needs at least two normal images, the data set has {num_images}; add images to it."
             raise ValueError(msg)
         if not self._restored:
             self.model.whitening.fit(moments)
+        self._details = (
+            details.affine(self.model.whitening.weight, self.model.whitening.bias) if details.count else None
+        )
         where = f"cached, {cache.describe()}" if cache is not None else "not cached"
         if self._cached_loader is not None:
             self._cached_loader.cache = cache
@@ -219,6 +227,7 @@ class FeatureDiffusion(DiffusionTraining):
         start = time.perf_counter()
         network = self.model.deployed()
         network.fit(lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")))
+        self._fit_details(network)
         self._trained_as = None
         logger.info(
             "Density fit: %s on %d images in %.1f s.",
@@ -226,6 +235,19 @@ class FeatureDiffusion(DiffusionTraining):
             self.model.density.num_images,
             time.perf_counter() - start,
         )
+
+    def _fit_details(self, network: ReadOutNetwork) -> None:
+        """Fit what the read-out looks at besides the field; without a cache, in one more pass over the images."""
+        if self.hparams.get("map_grid_size") is None:
+            return
+        details = self._details
+        if details is None:
+            details = StreamingMoments()
+            for batch in self._batches("Map density fit"):
+                values = network.details_of(batch.image)
+                assert values is not None
+                details.update(values.flatten(2).permute(2, 0, 1))
+        network.fit_details(details)
 
     def can_score(self, checkpoint: dict[str, Any]) -> bool:
         """Tell whether a checkpoint has a fitted density of this model."""
@@ -298,7 +320,7 @@ class FeatureDiffusion(DiffusionTraining):
     def teardown(self, stage: str) -> None:
         """Let go of the cache."""
         super().teardown(stage)
-        self._cached_loader = self._image_loader = None
+        self._cached_loader = self._image_loader = self._details = None
 
     # ------------------------------------------------------------------ checkpoints
 

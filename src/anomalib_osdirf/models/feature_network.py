@@ -158,6 +158,8 @@ class ReadOutNetwork(nn.Module, ABC):
         model: The fitted model, whose whitening and density are shared.
     """
 
+    details_size: int | None = None  # side of the grid of what the read-out looks at besides the field
+
     def __init__(self, model: FeatureNetwork) -> None:
         super().__init__()
         self.backbone = model.backbone.folded()
@@ -176,15 +178,32 @@ class ReadOutNetwork(nn.Module, ABC):
         """
 
     @abstractmethod
-    def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
+    def read_out(self, field: Tensor, size: Sequence[int], details: Tensor | None = None) -> InferenceBatch:
         """Turn fields into scores and maps.
 
         Args:
             field: Fields, shape ``(B, D, h, w)``.
             size: Height and width of the maps.
+            details: What :meth:`details_of` returned.
 
         Returns:
             See :meth:`forward`.
+        """
+
+    def details_of(self, images: Tensor) -> Tensor | None:
+        """Return what the read-out looks at besides the field of pre-processed images ``(B, 3, H, W)``, if anything."""
+        return self._details(self.backbone.maps(images))
+
+    def _details(self, maps: list[Tensor]) -> Tensor | None:
+        """Return what the read-out looks at besides the field, from the backbone's maps."""
+        del maps
+        return None
+
+    def fit_details(self, moments: StreamingMoments) -> None:
+        """Fit what the read-out needs for its details.
+
+        Args:
+            moments: Moments of the details at each position, ``mean`` of shape ``(P, D)``.
         """
 
     def field_of(self, features: Tensor) -> Tensor:
@@ -215,7 +234,9 @@ class ReadOutNetwork(nn.Module, ABC):
         Returns:
             ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
         """
-        return self.read_out(self.field_of(self.backbone.pool(self.backbone(images))), images.shape[-2:])
+        maps = self.backbone.maps(images)
+        field = self.field_of(self.backbone.pool(self.backbone.coarse(maps)))
+        return self.read_out(field, images.shape[-2:], self._details(maps))
 
 
 def _unless_half(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class DeployedInvAD(ReadOutNetwork):
         buffers.pop("log_normaliser", None)
         return buffers
 
-    def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
+    def read_out(self, field: Tensor, size: Sequence[int], details: Tensor | None = None) -> InferenceBatch:
         """Length of the latent at each position as a map (Mahalanobis, where the density is fitted), and one score."""
         distance = self._distance(field)
         return InferenceBatch(

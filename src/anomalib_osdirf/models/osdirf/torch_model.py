@@ -10,8 +10,9 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import StandardisedSum, image_score
+from anomalib_osdirf.density import PositionGaussian, StandardisedSum, image_score
 from anomalib_osdirf.diffusion import STATES, check_timestep, inverse_residual_field
+from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
 
 SCORE_TERMS = {"max": ("max",), "top_k": ("top_k",), "mean": ("mean",), "max_top_k": ("max", "top_k")}
@@ -23,14 +24,22 @@ class OSDIRFModel(FeatureNetwork):
     Args:
         timestep: Timestep t at which the field is read, 0 to 999.
         state: What the denoiser is asked about: ``clean`` features z or ``scaled`` ones, sqrt(abar_t) z.
-        image_score: How the map becomes one score, a key of :data:`SCORE_TERMS`.
+        image_score: How the field's map becomes one score, a key of :data:`SCORE_TERMS`.
+        map_grid_size: Side of the finer grid whose features' own density the map has added; ``None`` for none.
         **arguments: Arguments of :class:`~anomalib_osdirf.models.feature_network.FeatureNetwork`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
     """
 
-    def __init__(self, timestep: int, state: str, image_score: str, **arguments: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        timestep: int,
+        state: str,
+        image_score: str,
+        map_grid_size: int | None = None,
+        **arguments: Any,  # noqa: ANN401
+    ) -> None:
         check_timestep("timestep", timestep)
         if state not in STATES:
             msg = f"state={state!r} is unknown; use one of {', '.join(STATES)}."
@@ -39,6 +48,13 @@ class OSDIRFModel(FeatureNetwork):
             msg = f"image_score={image_score!r} is unknown; use one of {', '.join(SCORE_TERMS)}."
             raise ValueError(msg)
         super().__init__(**arguments)
+        if map_grid_size is not None and map_grid_size < 1:
+            msg = f"map_grid_size={map_grid_size} is not a positive number of positions; use 32, or null for none."
+            raise ValueError(msg)
+        self.feature_density = (
+            None if map_grid_size is None else PositionGaussian(self.whitening.out_channels, map_grid_size)
+        )
+        self.map_grid_size = map_grid_size
         self.timestep = timestep
         self.state = state
         self.image_score = image_score
@@ -63,6 +79,8 @@ class DeployedOSDIRF(ReadOutNetwork):
         self.state = model.state
         self.terms = SCORE_TERMS[model.image_score]
         self.score = model.score
+        self.feature_density = model.feature_density
+        self.details_size = model.map_grid_size
 
     def field(self, z: Tensor) -> Tensor:
         """Inverse residual field, in noise standard deviations: one evaluation of the denoiser."""
@@ -74,17 +92,33 @@ class DeployedOSDIRF(ReadOutNetwork):
         if len(self.terms) > 1:
             self.score.fit(torch.cat([self._score_terms(self.density(field.float())) for field in fields()]))
 
+    def _details(self, maps: list[Tensor]) -> Tensor | None:
+        """Whitened features on the map's grid, shape ``(B, D, map_grid_size, map_grid_size)``."""
+        if self.details_size is None:
+            return None
+        whitened: Tensor = self.whitening(self.backbone.fine(maps, self.details_size))
+        return whitened
+
+    def fit_details(self, moments: StreamingMoments) -> None:
+        """Fit the features' own density."""
+        assert self.feature_density is not None
+        self.feature_density.fit(moments)
+
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""
+        details = dict(self.feature_density.named_buffers(prefix="feature_density")) if self.feature_density else {}
         constants = dict(self.score.named_buffers(prefix="score")) if len(self.terms) > 1 else {}
-        return {**super().fitted_buffers(), **constants}
+        return {**super().fitted_buffers(), **details, **constants}
 
-    def read_out(self, field: Tensor, size: Sequence[int]) -> InferenceBatch:
-        """Negative log densities in nats as a map, and one score, in nats if it has one term."""
+    def read_out(self, field: Tensor, size: Sequence[int], details: Tensor | None = None) -> InferenceBatch:
+        """Negative log densities in nats as a map, and one score of the field, in nats if it has one term."""
         nll = self.density(field.float())
         terms = self._score_terms(nll)
         score = self.score(terms) if len(self.terms) > 1 else terms.squeeze(1)
-        return InferenceBatch(pred_score=score, anomaly_map=upsampled(nll[:, None], size))
+        anomaly_map = upsampled(nll[:, None], size)
+        if self.feature_density is not None and details is not None:
+            anomaly_map = anomaly_map + upsampled(self.feature_density(details.float())[:, None], size)
+        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
 
     def _score_terms(self, nll: Tensor) -> Tensor:
         """Return what the image score is summed of, shape ``(B, terms)``, nats."""
