@@ -119,3 +119,18 @@ def test_image_smaller_than_the_grid_needs() -> None:
 def test_bad_arguments(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_backbone(*arguments)
+
+
+def test_finer_grid_averages_large_maps_and_interpolates_small_ones() -> None:
+    backbone = build_backbone("test_efficientnet", None, 2)
+    maps = backbone.maps(torch.rand(1, 3, 64, 64))
+    sizes = [map_.shape[-1] for map_ in maps]
+    fine = backbone.fine(maps, 8).split([map_.shape[1] for map_ in maps], dim=1)
+    assert max(sizes) > 8 > min(sizes)
+    for map_, part in zip(maps, fine, strict=True):
+        assert part.shape[-2:] == (8, 8)
+        if map_.shape[-1] >= 8:
+            block = map_.shape[-1] // 8
+            torch.testing.assert_close(part[..., 1, 2], map_[..., block : 2 * block, 2 * block : 3 * block].mean((-2, -1)))
+        else:
+            torch.testing.assert_close(part[..., 0, 0], map_[..., 0, 0])  # a corner is no mixture

@@ -79,3 +79,15 @@ def test_rank_is_an_upper_bound() -> None:
     assert PCAWhitening(8, 96).out_channels == 8
     with pytest.raises(ValueError, match=r"feature_dim=0 is not positive; use 1 to 8 for these layers, or null"):
         PCAWhitening(8, 0)
+
+
+def test_moments_of_an_affine_map() -> None:
+    samples = torch.randn(3, 50, 4, dtype=torch.float64)
+    weight, bias = torch.randn(2, 4), torch.randn(2)
+    moments, moved = StreamingMoments(), StreamingMoments()
+    moments.update(samples)
+    moved.update(samples @ weight.double().T + bias.double())
+    affine = moments.affine(weight, bias)
+    assert affine.count == 50
+    torch.testing.assert_close(affine.mean, moved.mean)
+    torch.testing.assert_close(affine.covariance(), moved.covariance())

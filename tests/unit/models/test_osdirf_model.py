@@ -1,0 +1,67 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""OSDIRF's map: the field's density, and that of the features on a finer grid."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+from anomalib_osdirf.density.gaussian import oas_shrinkage
+from anomalib_osdirf.features import StreamingMoments
+from anomalib_osdirf.models.feature_network import upsampled
+from anomalib_osdirf.models.osdirf import OSDIRFModel
+
+ARGUMENTS: dict[str, Any] = {
+    "backbone": "test_efficientnet",
+    "layers": None,
+    "feature_dim": 5,
+    "grid_size": 4,
+    "denoiser": "mlp",
+    "prediction_type": "v_prediction",
+    "density": "standard",
+    "ema_decay": 0.9,
+    "timestep": 100,
+    "state": "scaled",
+    "image_score": "max_top_k",
+}
+
+
+def _fitted(images: torch.Tensor, **arguments: Any) -> OSDIRFModel:
+    torch.manual_seed(0)
+    model = OSDIRFModel(**{**ARGUMENTS, **arguments}).eval()
+    moments = StreamingMoments()
+    moments.update(model.backbone(images).permute(0, 2, 3, 1).flatten(0, 2))
+    model.whitening.fit(moments)
+    network = model.deployed()
+    network.fit(lambda: [network.field_of(model.extract_features(images))])
+    if model.map_grid_size is not None:
+        details = StreamingMoments()
+        details.update(network.details_of(images).flatten(2).permute(2, 0, 1))  # type: ignore[union-attr]
+        network.fit_details(details)
+    return model
+
+
+@torch.no_grad()
+def test_map_is_the_sum_of_both_negative_log_densities() -> None:
+    images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    both, field = _fitted(images, map_grid_size=6), _fitted(images)
+    maps = both.backbone.fine(both.backbone.maps(images), 6)
+    vectors = both.whitening(maps).flatten(2).permute(2, 0, 1).double()  # (36, 12, 5)
+    expected = []
+    for position in vectors:
+        covariance = np.cov(position.T, bias=True)
+        shrinkage = float(oas_shrinkage(torch.from_numpy(covariance), 12))
+        covariance = (1 - shrinkage) * covariance + (shrinkage * np.trace(covariance) / 5 + 1e-6) * np.eye(5)
+        expected.append(-multivariate_normal(position.mean(dim=0).numpy(), covariance).logpdf(position.numpy()))
+    grid = torch.from_numpy(np.stack(expected, axis=1)).float().unflatten(1, (6, 6))
+    difference = both(images).anomaly_map - field(images).anomaly_map
+    torch.testing.assert_close(difference, upsampled(grid[:, None], (64, 64)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(both(images).pred_score, field(images).pred_score)
+
+
+def test_grid_of_the_map_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="map_grid_size=0 is not a positive number of positions; use 32, or null"):
+        OSDIRFModel(**ARGUMENTS, map_grid_size=0)
