@@ -76,7 +76,7 @@ def test_no_argument_needs_repeating(trained: Any, folder: MakeFolder, engine: M
 
 
 def test_argument_that_disagrees_with_the_checkpoint(trained: Any, folder: MakeFolder, engine: MakeEngine) -> None:
-    with pytest.raises(ValueError, match=r"timestep=700 disagrees with the checkpoint, which has timestep=100; leave"):
+    with pytest.raises(ValueError, match=r"timestep=700 disagrees with the checkpoint, which has timestep=80; leave"):
         engine().test(OSDIRF(timestep=700), datamodule=folder(), ckpt_path=trained.checkpoint)
 
 

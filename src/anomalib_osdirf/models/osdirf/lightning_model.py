@@ -36,7 +36,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
             ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
-        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``100``.
+        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``80``.
         state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
             Defaults to ``scaled``.
         density: Gaussian of the field: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
@@ -96,7 +96,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         grid_size: int = 16,
         denoiser: str = "mlp",
         prediction_type: str = "v_prediction",
-        timestep: int = 100,
+        timestep: int = 80,
         state: str = "scaled",
         density: str = "position_full",
         image_score: str = "max_top_k",
