@@ -355,7 +355,7 @@ class FeatureDiffusion(DiffusionTraining):
             saved = torch.load(checkpoint_path, map_location="cpu", weights_only=kwargs.get("weights_only", True))
         if saved.get(MODEL_KEY, cls.__name__) != cls.__name__:
             parameters = inspect.signature(cls.__init__).parameters
-            kwargs = {**{name: parameters[name].default for name in _READ_OUT_ARGUMENTS}, **kwargs}
+            kwargs = {**{name: parameters[name].default for name in _READ_OUT_ARGUMENTS if name in parameters}, **kwargs}
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
 
