@@ -4,7 +4,6 @@
 
 import inspect
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from math import ceil, cos, pi
@@ -28,7 +27,7 @@ from anomalib_osdirf.data.resumable import ordered
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
 from anomalib_osdirf.models.feature_network import FeatureNetwork
-from anomalib_osdirf.models.progress import phase
+from anomalib_osdirf.progress import images_in, images_of, phase
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +109,12 @@ class FeatureDiffusion(DiffusionTraining):
         """Yield all training images once, as cached features or as pre-processed images, under a progress bar."""
         if self._cached_loader is not None and self._cached_loader.cache is not None:
             batches: Iterable[Any] = self._cached_loader.in_order(_SCORING_BATCH)
-            total = ceil(self._cached_loader.num_images / _SCORING_BATCH)
+            images: int | None = self._cached_loader.num_images
         else:
             batches = self._images()
-            total = len(batches)  # type: ignore[arg-type]
+            images = images_of(batches)
         visible = self.trainer.progress_bar_callback is not None
-        for index, batch in enumerate(phase(name, batches, total, visible)):
+        for index, batch in enumerate(phase(name, batches, images, visible, images_in)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if not isinstance(batch, FeatureBatch) and isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
@@ -142,7 +141,6 @@ class FeatureDiffusion(DiffusionTraining):
         """Fit standardisation and PCA, and fill the cache, in one pass over the training images."""
         if self._restored and self._cached_loader is None:
             return
-        start = time.perf_counter()
         moments = StreamingMoments()
         num_images = 0
         cache: FeatureCache | None = None
@@ -164,7 +162,7 @@ class FeatureDiffusion(DiffusionTraining):
         where = f"cached, {cache.describe()}" if cache is not None else "not cached"
         if self._cached_loader is not None:
             self._cached_loader.cache = cache
-        logger.info("Feature pass: %d images in %.1f s; %s.", num_images, time.perf_counter() - start, where)
+        logger.info("Features of %d images: %s.", num_images, where)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine decay over the whole training."""
@@ -216,16 +214,10 @@ class FeatureDiffusion(DiffusionTraining):
     @torch.no_grad()
     def fit_scoring(self) -> None:
         """Fit density and score constants on the training images' fields, under the averaged denoiser."""
-        start = time.perf_counter()
         network = self.model.deployed()
         network.fit(lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")))
         self._trained_as = None
-        logger.info(
-            "Density fit: %s on %d images in %.1f s.",
-            self.hparams["density"],
-            self.model.density.num_images,
-            time.perf_counter() - start,
-        )
+        logger.info("Density: %s, fitted on %d images.", self.hparams["density"], self.model.density.num_images)
 
     def can_score(self, checkpoint: dict[str, Any]) -> bool:
         """Tell whether a checkpoint has a fitted density of this model."""
@@ -288,7 +280,8 @@ class FeatureDiffusion(DiffusionTraining):
         if not isinstance(self.post_processor, Callback):
             return
         batches = self.trainer.datamodule.val_dataloader()
-        for index, batch in enumerate(phase("Thresholds", batches, len(batches), visible=True)):
+        visible = self.trainer.progress_bar_callback is not None
+        for index, batch in enumerate(phase("Thresholds", batches, images_of(batches), visible, images_in)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_validation_batch_start(self.trainer, self, batch, index)

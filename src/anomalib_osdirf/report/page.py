@@ -155,6 +155,11 @@ class Run:
         training, test = self.entries.get("training") or {}, self.entries.get("test") or {}
         if training.get("state") == "started":
             remarks.append("The training was interrupted, or still runs.")
+        if not training and not len(self.results.losses):
+            remarks.append(
+                "There is no training curve: ReportCallback was not there during the training, and logs in CSV or "
+                "TensorBoard's format are not read."
+            )
         if not test:
             remarks.append("No test was run yet.")
         elif test.get("state") != "finished":
