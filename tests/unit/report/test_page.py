@@ -131,6 +131,9 @@ def test_interrupted_test_and_training_give_a_page_that_says_so(tmp_path: Path) 
     assert "No test was run yet." in html
     assert len(data["runs"][0]["losses"]) == 5
     assert "There is no training curve" not in html
+    ResultsWriter(tmp_path / "b" / "run").add_losses([(step, 0.0, float(step)) for step in range(5)])
+    file = write_page([tmp_path / "b" / "run"], tmp_path / "constant.html")
+    assert _data(file.read_text("utf-8"))["runs"][0]["losses"] == []  # PaDiM and its like have none
     writer = ResultsWriter(tmp_path / "run")
     writer.forget_losses()
     writer.forget(["training"])
