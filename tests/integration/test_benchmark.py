@@ -58,13 +58,13 @@ def _config(root: Path, entries: list[dict[str, Any]], output: Path) -> dict[str
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Callable[[dict[str, Any]], int]:
+def benchmark(tmp_path: Path) -> Callable[..., int]:
     """Return a runner of our subcommand."""
 
-    def start(config: dict[str, Any]) -> int:
+    def start(config: dict[str, Any], *options: str) -> int:
         file = tmp_path / "benchmark.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
-        return main(["benchmark", "--config", str(file)])
+        return main(["benchmark", "--config", str(file), *options])
 
     return start
 
@@ -104,12 +104,23 @@ def test_a_run_in_a_process_of_its_own(
 
 
 def test_one_failure_neither_stops_the_others_nor_goes_unnoticed_and_the_rest_is_not_done_again(
-    parts: Path, tmp_path: Path, benchmark: Callable[..., int], in_this_process: list[str]
+    parts: Path,
+    tmp_path: Path,
+    benchmark: Callable[..., int],
+    in_this_process: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     broken = {**OURS, "name": "broken", "init_args": {**OURS["init_args"], "grid_size": 64}}
     config = _config(parts, [broken, OURS, PEER], tmp_path / "results")
     assert benchmark(config) == 1
     assert in_this_process == ["broken", "ours", "peer", "speed"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.split(", about ")[0] for line in lines] == [
+        "[1/4] broken on parts, seed 0",
+        "[2/4] ours on parts, seed 0",
+        "[3/4] peer on parts, seed 0",
+        "[4/4] Speed on parts",
+    ]
     report = (tmp_path / "results" / "report.md").read_text(encoding="utf-8")
     assert "- broken on parts, seed 0: ValueError: grid_size=64" in report
     assert "| ours | 0." in report or "| ours | 1." in report
@@ -120,8 +131,12 @@ def test_one_failure_neither_stops_the_others_nor_goes_unnoticed_and_the_rest_is
     }
     assert min(rate for rates in speed["images_per_second"].values() for rate in rates.values()) > 0
     in_this_process.clear()
-    assert benchmark(config) == 1
+    capsys.readouterr()
+    assert benchmark(config, "--quiet") == 1
     assert in_this_process == ["broken"]
+    output = capsys.readouterr()
+    assert "broken on parts" not in output.out
+    assert "not everything went well, see" in output.err
     # Without the broken one, nothing is left to do, and nothing has failed.
     in_this_process.clear()
     assert benchmark(_config(parts, [OURS, PEER], tmp_path / "results")) == 0

@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from anomalib_osdirf.benchmark import report, run, speed
 from anomalib_osdirf.benchmark.plan import Plan, Run, digest, read_plan, slug
+from anomalib_osdirf.progress import duration, has_bars, say
 
 _LOG = "log.txt"
 
@@ -38,8 +41,11 @@ def main(arguments: Sequence[str], program: str) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/benchmark.yaml")
     parser.add_argument("--output", type=Path, help="folder for results, in the place of the file's report.output")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but errors; the report is written all the same"
+    )
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console(quiet=options.quiet)
     try:
         plan = read_plan(options.config, options.output)
     except ValueError as error:
@@ -50,6 +56,9 @@ def main(arguments: Sequence[str], program: str) -> int:
     console.print(Markdown(outcome.markdown))
     written = f"Written to {plan.output}: {', '.join(outcome.files)}"
     console.print(written, soft_wrap=True, highlight=False, markup=False)
+    if options.quiet and outcome.failed:
+        line = f"{program}: not everything went well, see {plan.output}."
+        Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
     return 1 if outcome.failed else 0
 
 
@@ -63,25 +72,62 @@ def perform(plan: Plan, console: Console) -> tuple[dict[str, dict[str, Any]], di
     Returns:
         Results by the runs' digests, and speeds by data set.
     """
-    text = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    text, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
     results: dict[str, dict[str, Any]] = {}
     speeds: dict[str, dict[str, Any]] = {}
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(plan.runs) + (len(plan.labels) if plan.rounds else 0))
+    total = len(plan.runs) + (len(plan.labels) if plan.rounds else 0)
+    with Progress(*columns, console=console, disable=not has_bars(console)) as progress:
+        task = progress.add_task("", total=total, left="")
+        clock = _Clock(total)
+
+        @contextmanager
+        def part(name: str) -> Iterator[None]:
+            progress.update(task, description=name)
+            if not has_bars(console):
+                say(f"[{clock.done + 1}/{total}] {name}{clock.left}", console)
+            start = time.perf_counter()
+            yield
+            clock.tick(time.perf_counter() - start)
+            progress.update(task, advance=1, left=clock.left)
+
         for label in plan.labels:
             for one in (one for one in plan.runs if one.label == label):
-                progress.update(task, description=f"{one.entry.name} on {label}, seed {one.seed}")
-                results[one.digest] = finish(one, plan)
+                with part(f"{one.entry.name} on {label}, seed {one.seed}"):
+                    results[one.digest] = finish(one, plan)
                 if error := results[one.digest].get("error"):
-                    progress.console.print(f"{one.entry.name} on {label} failed: {error}", markup=False)
-                progress.advance(task)
+                    say(f"{one.entry.name} on {label} failed: {error}", progress.console)
             if plan.rounds:
-                progress.update(task, description=f"Speed on {label}")
-                speeds[label] = _speed(label, plan, results)
-                progress.advance(task)
-        progress.update(task, description="Done")
+                with part(f"Speed on {label}"):
+                    speeds[label] = _speed(label, plan, results)
+        progress.update(task, description="Done", left="")
     return results, speeds
+
+
+class _Clock:
+    """Estimates the time left by the mean of what was done; what a benchmark found finished took none and is left out.
+
+    Args:
+        total: Number of parts.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self._measured: list[float] = []
+
+    def tick(self, seconds: float) -> None:
+        """Count a part that took so long."""
+        self.done += 1
+        if seconds > 1:
+            self._measured.append(seconds)
+
+    @property
+    def left(self) -> str:
+        """The time left in words, nothing while it is unknown."""
+        if not self._measured:
+            return ""
+        return f", about {duration(sum(self._measured) / len(self._measured) * (self.total - self.done))} left"
 
 
 def finish(one: Run, plan: Plan) -> dict[str, Any]:

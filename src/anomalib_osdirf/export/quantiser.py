@@ -17,6 +17,7 @@ from anomalib_osdirf.export import quantisation
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
 from anomalib_osdirf.export.openvino_precision import through_file
 from anomalib_osdirf.features import StreamingMoments
+from anomalib_osdirf.progress import phase
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Quantiser:
         post_processor: anomalib's post-processor, or ``None``. It is left as it is.
         datamodule: anomalib datamodule.
         calibration_images: How many training images to calibrate on; ``None`` takes up to 300.
+        visible: Whether to show progress.
 
     Raises:
         ValueError: If there are fewer training images than asked for.
@@ -43,12 +45,14 @@ class Quantiser:
         post_processor: Any,  # noqa: ANN401
         datamodule: Any,  # noqa: ANN401
         calibration_images: int | None,
+        visible: bool = False,
     ) -> None:
         self.images = quantisation.CalibrationImages(datamodule, pre_processor, calibration_images)
         self.original: Any = model
         self.model: Any = copy.deepcopy(model)
         self.post_processor = copy.deepcopy(post_processor)
         self.datamodule = datamodule
+        self.visible = visible
         self.has_field = hasattr(model, "read_out")
 
     @property
@@ -97,7 +101,7 @@ class Quantiser:
         def measure(compiled: Any, indices: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401
             if self.has_field:
                 self._fit(compiled)
-            batches = self._score(compiled, indices, from_field=self.has_field)
+            batches = self._score(compiled, list(indices), "Metric of the quantised network", from_field=self.has_field)
             raw = [float(batch.pred_score) for batch in batches if batch.pred_score is not None]
             return self._measure(metric, batches), raw
 
@@ -116,7 +120,9 @@ class Quantiser:
             quantisation.hide_fields(network)
         if self.can_validate:
             compiled = _compile(network)
-            self._fit_post_processor(self._score(compiled, range(len(self.datamodule.val_data)), from_field=False))
+            indices = range(len(self.datamodule.val_data))
+            batches = self._score(compiled, indices, "Thresholds of the quantised network", from_field=False)
+            self._fit_post_processor(batches)
         else:
             logger.warning(
                 "Thresholds are those from before quantisation: there are no validation images to fit them on anew."
@@ -126,7 +132,8 @@ class Quantiser:
     def _fit(self, compiled: Any) -> None:  # noqa: ANN401
         """Fit densities and score constants on the fields of all training images, without any anomaly."""
         dataset, fields, details = self.datamodule.train_data, [], StreamingMoments()
-        for index in range(len(dataset)):
+        indices = phase("Density fit of the quantised network", range(len(dataset)), len(dataset), self.visible)
+        for index in indices:
             field, more = _fields(compiled(dataset[index].image[None].numpy()))
             fields.append(field)
             if more is not None:
@@ -135,12 +142,13 @@ class Quantiser:
         if details.count:
             self.model.fit_details(details)
 
-    def _score(self, compiled: Any, indices: Iterable[int], from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
+    def _score(self, compiled: Any, indices: Sequence[int], name: str, from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
         """Score validation images.
 
         Args:
             compiled: The compiled network.
             indices: Which of the validation images.
+            name: What it is for.
             from_field: Take the network's field and the density as it was fitted last, not the network's own.
 
         Returns:
@@ -149,7 +157,7 @@ class Quantiser:
         """
         dataset = self.datamodule.val_data
         batches = []
-        for index in indices:
+        for index in phase(name, indices, len(indices), self.visible):
             batch = dataset.collate_fn([dataset[index]])
             outputs = compiled(batch.image.numpy())
             if from_field:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from anomalib_osdirf.data.resumable import ResumableDataModule, ResumableLoader
 from anomalib_osdirf.data.sixteen_bit import read_16_bit_grey
 from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.models.training_progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +134,9 @@ class DiffusionTraining(LightningModule):
         return {"num_sanity_val_steps": 0, "check_val_every_n_epoch": every or _NEVER}
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Add the checkpoint to resume from to anomalib's components."""
+        """Add progress and the checkpoint to resume from to anomalib's components."""
         callbacks: list[Callback] = list(super().configure_callbacks())  # type: ignore[arg-type]
+        callbacks.append(TrainingProgress())
         final = self.trainer.checkpoint_callback
         every = self.hparams["checkpoint_every_n_steps"]
         if self.trainer.state.fn == TrainerFn.FITTING and every and isinstance(final, ModelCheckpoint):

@@ -21,6 +21,7 @@ from anomalib_osdirf.export.openvino_precision import keep_float32, keep_small_c
 from anomalib_osdirf.export.options import CALIBRATED, ExportOptions, check_max_drop, compression_of, need
 from anomalib_osdirf.export.post_processing import OPSET, append_post_processor
 from anomalib_osdirf.export.quantiser import Quantiser
+from anomalib_osdirf.progress import step
 
 _BY_NNCF = (CompressionType.INT8, *CALIBRATED)
 _CHECKPOINT_KEY = "osdirf_trained"
@@ -185,9 +186,15 @@ class ExactExport(ExportMixin, ABC):
             if compression in CALIBRATED:
                 scope = self._floating_point_scope(network)
                 quantiser = Quantiser(
-                    self.model, self.pre_processor, post_processor, datamodule, options.calibration_images
+                    self.model,
+                    self.pre_processor,
+                    post_processor,
+                    datamodule,
+                    options.calibration_images,
+                    self._shows_progress(),
                 )
-                network = quantiser.quantise(network, scope, compression, metric, max_drop)
+                with step(f"Quantisation on {len(quantiser.images)} images", self._shows_progress()):
+                    network = quantiser.quantise(network, scope, compression, metric, max_drop)
                 if exact:
                     keep_float32(network, scope.names)
                 post_processor = quantiser.refit(network)
@@ -211,6 +218,10 @@ class ExactExport(ExportMixin, ABC):
             return path
 
         return self._export(export_root, export)
+
+    def _shows_progress(self) -> bool:
+        trainer = getattr(self, "_trainer", None)
+        return trainer is None or trainer.progress_bar_callback is not None
 
     def _floating_point_scope(self, network: Any) -> Any:  # noqa: ANN401
         whitening = getattr(self.model, "whitening", None)
@@ -259,7 +270,7 @@ class ExactExport(ExportMixin, ABC):
         except OSError as error:
             msg = f"export_root={str(destination)!r} can't be written to ({error.strerror}); choose another folder."
             raise OSError(msg) from error
-        with temporary_folder as name, torch.no_grad():
+        with step("Export", self._shows_progress()), temporary_folder as name, torch.no_grad():
             temporary = Path(name)
             try:
                 self.model = full_model.eval().deployed()

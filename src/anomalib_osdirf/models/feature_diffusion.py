@@ -4,7 +4,6 @@
 
 import inspect
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from math import ceil, cos, pi
@@ -28,7 +27,7 @@ from anomalib_osdirf.data.resumable import ordered
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork
-from anomalib_osdirf.models.progress import phase
+from anomalib_osdirf.progress import images_in, images_of, phase
 
 logger = logging.getLogger(__name__)
 
@@ -111,12 +110,12 @@ class FeatureDiffusion(DiffusionTraining):
         """Yield all training images once, as cached features or as pre-processed images, under a progress bar."""
         if self._cached_loader is not None and self._cached_loader.cache is not None:
             batches: Iterable[Any] = self._cached_loader.in_order(_SCORING_BATCH)
-            total = ceil(self._cached_loader.num_images / _SCORING_BATCH)
+            images: int | None = self._cached_loader.num_images
         else:
             batches = self._images()
-            total = len(batches)  # type: ignore[arg-type]
+            images = images_of(batches)
         visible = self.trainer.progress_bar_callback is not None
-        for index, batch in enumerate(phase(name, batches, total, visible)):
+        for index, batch in enumerate(phase(name, batches, images, visible, images_in)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if not isinstance(batch, FeatureBatch) and isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
@@ -143,7 +142,6 @@ class FeatureDiffusion(DiffusionTraining):
         """Fit standardisation and PCA, and fill the cache, in one pass over the training images."""
         if self._restored and self._cached_loader is None:
             return
-        start = time.perf_counter()
         moments, details = StreamingMoments(), StreamingMoments()
         map_grid_size = self.hparams.get("map_grid_size")
         num_images = 0
@@ -172,7 +170,7 @@ class FeatureDiffusion(DiffusionTraining):
         where = f"cached, {cache.describe()}" if cache is not None else "not cached"
         if self._cached_loader is not None:
             self._cached_loader.cache = cache
-        logger.info("Feature pass: %d images in %.1f s; %s.", num_images, time.perf_counter() - start, where)
+        logger.info("Features of %d images: %s.", num_images, where)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine decay over the whole training."""
@@ -224,17 +222,11 @@ class FeatureDiffusion(DiffusionTraining):
     @torch.no_grad()
     def fit_scoring(self) -> None:
         """Fit density and score constants on the training images' fields, under the averaged denoiser."""
-        start = time.perf_counter()
         network = self.model.deployed()
         network.fit(lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")))
         self._fit_details(network)
         self._trained_as = None
-        logger.info(
-            "Density fit: %s on %d images in %.1f s.",
-            self.hparams["density"],
-            self.model.density.num_images,
-            time.perf_counter() - start,
-        )
+        logger.info("Density: %s, fitted on %d images.", self.hparams["density"], self.model.density.num_images)
 
     def _fit_details(self, network: ReadOutNetwork) -> None:
         """Fit what the read-out looks at besides the field; without a cache, in one more pass over the images."""
@@ -310,7 +302,8 @@ class FeatureDiffusion(DiffusionTraining):
         if not isinstance(self.post_processor, Callback):
             return
         batches = self.trainer.datamodule.val_dataloader()
-        for index, batch in enumerate(phase("Thresholds", batches, len(batches), visible=True)):
+        visible = self.trainer.progress_bar_callback is not None
+        for index, batch in enumerate(phase("Thresholds", batches, images_of(batches), visible, images_in)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_validation_batch_start(self.trainer, self, batch, index)
@@ -355,7 +348,10 @@ class FeatureDiffusion(DiffusionTraining):
             saved = torch.load(checkpoint_path, map_location="cpu", weights_only=kwargs.get("weights_only", True))
         if saved.get(MODEL_KEY, cls.__name__) != cls.__name__:
             parameters = inspect.signature(cls.__init__).parameters
-            kwargs = {**{name: parameters[name].default for name in _READ_OUT_ARGUMENTS if name in parameters}, **kwargs}
+            kwargs = {
+                **{name: parameters[name].default for name in _READ_OUT_ARGUMENTS if name in parameters},
+                **kwargs,
+            }
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
 

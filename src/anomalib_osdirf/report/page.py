@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,11 @@ class Run:
         training, test = self.entries.get("training") or {}, self.entries.get("test") or {}
         if training.get("state") == "started":
             remarks.append("The training was interrupted, or still runs.")
+        if not training and not len(self.results.losses):
+            remarks.append(
+                "There is no training curve: ReportCallback was not there during the training, and logs in CSV or "
+                "TensorBoard's format are not read."
+            )
         if not test:
             remarks.append("No test was run yet.")
         elif test.get("state") != "finished":
@@ -285,6 +290,7 @@ def _render(runs: list[Run], title: str | None) -> str:
     )
 
 
+@cache
 def _charts() -> str:
     """Return Vega, Vega-Lite and Vega-Embed."""
     import vl_convert
@@ -400,8 +406,10 @@ def _common_folder(paths: list[str]) -> str:
 
 
 def _thin(losses: NDArray[np.float64], most: int = 600) -> NDArray[np.float64]:
-    """Average neighbouring losses until there are at most so many."""
+    """Average neighbouring losses until there are at most so many; none of models that log a constant, as PaDiM."""
     finite = losses[np.isfinite(losses).all(axis=1)]
+    if len(finite) > 1 and np.ptp(finite[:, 1]) == 0:
+        return np.zeros((0, 3))
     parts = np.array_split(finite, min(most, len(finite))) if len(finite) else []
     return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 3).round(5)
 

@@ -130,6 +130,15 @@ def test_interrupted_test_and_training_give_a_page_that_says_so(tmp_path: Path) 
     html, data = _make(tmp_path / "b", [], test=None)
     assert "No test was run yet." in html
     assert len(data["runs"][0]["losses"]) == 5
+    assert "There is no training curve" not in html
+    ResultsWriter(tmp_path / "b" / "run").add_losses([(step, 0.0, float(step)) for step in range(5)])
+    file = write_page([tmp_path / "b" / "run"], tmp_path / "constant.html")
+    assert _data(file.read_text("utf-8"))["runs"][0]["losses"] == []  # PaDiM and its like have none
+    writer = ResultsWriter(tmp_path / "run")
+    writer.forget_losses()
+    writer.forget(["training"])
+    html = write_page([tmp_path / "run"], tmp_path / "report.html").read_text("utf-8")
+    assert "There is no training curve: ReportCallback was not there during the training" in html
 
 
 def test_runs_side_by_side_share_pictures_and_have_a_mean(tmp_path: Path) -> None:
@@ -222,6 +231,11 @@ def test_twenty_thousand_images(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the command
 
 
+def _only_log(folder: Path) -> None:
+    (folder / "logs").mkdir(parents=True)
+    (folder / "logs" / "metrics.csv").write_text("step,train_loss\n1,0.5\n", "utf-8")
+
+
 def test_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_results(tmp_path / "run", ordinary_images(4))
     output = tmp_path / "new" / "page.html"
@@ -235,6 +249,7 @@ def test_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureF
     [
         (lambda folder: None, "does not exist; give the folder"),
         (lambda folder: folder.mkdir(), r"has no report.sqlite: test its checkpoint with `--test`"),
+        (_only_log, r"\(there is a log of the training, metrics.csv, but such logs are not read\): test its"),
         (lambda folder: write_results(folder, []).joinpath(FILE_NAME).write_bytes(b"junk" * 400), "delete it and run"),
         (lambda folder: write_results(folder, [], format=99), "has format 99, this version reads 1"),
         (ResultsWriter, "neither a test's nor a training's results yet"),

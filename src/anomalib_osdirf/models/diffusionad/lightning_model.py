@@ -24,7 +24,7 @@ from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, check_f
 from anomalib_osdirf.models.diffusion_training import DiffusionTraining
 from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel
 from anomalib_osdirf.models.exact_export import ExactExport
-from anomalib_osdirf.models.progress import phase
+from anomalib_osdirf.progress import images_in, images_of, phase
 from anomalib_osdirf.registration import register
 
 logger = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         loader: Any = self.trainer.train_dataloader
         batches: Any = ordered(loader.dataloader) if isinstance(loader, ResumableImageLoader) else loader
         visible = self.trainer.progress_bar_callback is not None
-        for index, batch in enumerate(phase("Batch norm fit", batches, len(batches), visible)):
+        for index, batch in enumerate(phase("Batch norm fit", batches, images_of(batches), visible, images_in)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)

@@ -1,0 +1,113 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Named phases in the terminal: a bar with images per second and time left, or plain lines in a log file."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+class ImagesPerSecond(ProgressColumn):
+    """How many images are done in a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the speed, nothing while it is unknown."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} images/s", style="progress.data.speed")
+
+
+def phase(
+    name: str, items: Iterable[Item], images: int | None, visible: bool, size: Callable[[Item], int] = lambda _: 1
+) -> Iterator[Item]:
+    """Yield the items and show how far it is: under a bar on a terminal, by a line at start and end elsewhere.
+
+    Args:
+        name: What is going on.
+        items: What is gone through.
+        images: Number of images in all items, ``None`` if it is not known.
+        visible: Whether the user wants to see it at all.
+        size: Number of images in an item.
+
+    Yields:
+        The items.
+    """
+    if not visible:
+        yield from items
+        return
+    console, start, done = Console(), time.perf_counter(), 0
+    drawn = has_bars(console)
+    if not drawn:
+        say(f"{name}: {images} images." if images is not None else f"{name} ...", console)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, ImagesPerSecond(), TimeRemainingColumn(), console=console, disable=not drawn, transient=True
+    ) as bar:
+        task = bar.add_task(name, total=images)
+        for item in items:
+            yield item
+            done += size(item)
+            bar.update(task, completed=done)
+    say(f"{name}: {summary(done, time.perf_counter() - start)}.", console)
+
+
+@contextmanager
+def step(name: str, visible: bool) -> Iterator[None]:
+    """Show that something without a known length goes on, and how long it took.
+
+    Args:
+        name: What is going on.
+        visible: Whether the user wants to see it at all.
+    """
+    if not visible:
+        yield
+        return
+    console, start = Console(), time.perf_counter()
+    say(f"{name} ...", console)
+    yield
+    say(f"{name}: {duration(time.perf_counter() - start)}.", console)
+
+
+def has_bars(console: Console) -> bool:
+    """Tell whether bars can be drawn: on a terminal and in a notebook, never in a log file or a pipe."""
+    return console.is_terminal or console.is_jupyter
+
+
+def say(line: str, console: Console | None = None) -> None:
+    """Print a line as it is, not wrapped, and at once."""
+    (console or Console()).print(line, soft_wrap=True, highlight=False, markup=False)
+    sys.stdout.flush()
+
+
+def summary(images: int, seconds: float) -> str:
+    """Say how long images took, as ``12 images in 1.5 s, 8.0 images/s``."""
+    return f"{images} images in {duration(seconds)}, {images / max(seconds, 1e-9):.1f} images/s"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration, as ``1.5 s`` or ``0:02:03``."""
+    return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+
+
+def images_of(dataloader: Any) -> int | None:  # noqa: ANN401
+    """Return the number of images that a dataloader goes through, ``None`` if it does not tell."""
+    try:
+        return len(dataloader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def images_in(batch: Any) -> int:  # noqa: ANN401
+    """Return the number of images in a batch, cached features included."""
+    held = getattr(batch, "image", None)
+    if held is None:
+        held = getattr(batch, "features", None)
+    return 0 if held is None else len(held)
