@@ -17,7 +17,7 @@ from anomalib_osdirf.denoisers import build_denoiser
 from anomalib_osdirf.denoisers.ema import EMAUpdate
 from anomalib_osdirf.density import build_density
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule
-from anomalib_osdirf.features import PCAWhitening, StreamingMoments, build_backbone
+from anomalib_osdirf.features import PCAWhitening, build_backbone
 from anomalib_osdirf.models.messages import NEVER_FITTED
 
 
@@ -33,6 +33,8 @@ class FeatureNetwork(nn.Module, ABC):
         prediction_type: What its network predicts.
         density: Gaussian of the field.
         ema_decay: Decay of the denoiser's exponential moving average.
+        shrinkage: What its covariance is shrunk towards and how much, see
+            :class:`~anomalib_osdirf.density.PositionGaussian`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -48,6 +50,7 @@ class FeatureNetwork(nn.Module, ABC):
         prediction_type: str,
         density: str,
         ema_decay: float,
+        shrinkage: float | str = "oas",
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -60,7 +63,7 @@ class FeatureNetwork(nn.Module, ABC):
         dim = self.whitening.out_channels
         self.denoiser = build_denoiser(denoiser, dim, grid_size, prediction_type)
         self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
-        self.density = build_density(density, dim, grid_size)
+        self.density = build_density(density, dim, grid_size, shrinkage)
 
     @abstractmethod
     def deploy(self) -> "ReadOutNetwork":
@@ -197,10 +200,7 @@ class ReadOutNetwork(nn.Module, ABC):
         Args:
             fields: Returns the fields of all training images in batches ``(B, D, h, w)``, whenever it is called.
         """
-        moments = StreamingMoments()
-        for field in fields():
-            moments.update(field.flatten(2).permute(2, 0, 1))
-        self.density.fit(moments)
+        self.density.fit(fields())
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """Return what :meth:`fit` has set, as far as :meth:`read_out` uses it."""

@@ -39,8 +39,12 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``100``.
         state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
             Defaults to ``scaled``.
-        density: Gaussian of the field: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
-            covariance. Defaults to ``position_full``.
+        density: Gaussian of the field: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
+            channel; ``position``, with those for each position and channel; or ``position_full``, with a full
+            covariance for each position. Defaults to ``position_full``.
+        shrinkage: How ``position_full`` shrinks its covariances S, so that few images suffice: ``oas``, towards a
+            multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or ``auto``, the number
+            under which held-out training images are likeliest. Defaults to ``oas``.
         image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third), ``mean``, or
             ``max_top_k``, the sum of the first two, each in standard deviations of the training images, for defects
             small and large. Defaults to ``max_top_k``.
@@ -97,6 +101,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         timestep: int = 100,
         state: str = "scaled",
         density: str = "position_full",
+        shrinkage: float | str = "oas",
         image_score: str = "max_top_k",
         learning_rate: float = 1e-3,
         initial_learning_rate: float = 0.0,
