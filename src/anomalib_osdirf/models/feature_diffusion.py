@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _SCORING_BATCH = 64
 # What is each model's own: arguments by their names, and the parts of the state by how their names begin.
 _READ_OUT_ARGUMENTS = ("density", "shrinkage", "image_score")
-_READ_OUT = ("model.density.", "model.score.", "post_processor.")
+_READ_OUT = ("model.density.", "model.score.", "model.noise", "post_processor.")
 
 
 class FeatureDiffusion(DiffusionTraining):

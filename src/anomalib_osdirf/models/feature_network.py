@@ -123,6 +123,8 @@ class FeatureNetwork(nn.Module, ABC):
         if recurse:
             for name, child in self.named_children():
                 child._apply(fn if name == "denoiser" else partial(_unless_half, fn))  # noqa: SLF001
+        for name, buffer in self.named_buffers(recurse=False):
+            self._buffers[name] = _unless_half(fn, buffer)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature

@@ -37,8 +37,8 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``100``.
-        state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
-            Defaults to ``scaled``.
+        state: What the denoiser is asked about: ``clean`` features, ``scaled`` ones as if noised by zero noise, or
+            ``noised`` ones, by one noise field that is drawn once and kept. Defaults to ``scaled``.
         density: Gaussian of the field: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
             channel; ``position``, with those for each position and channel; or ``position_full``, with a full
             covariance for each position. Defaults to ``position_full``.

@@ -15,6 +15,7 @@ from anomalib_osdirf.diffusion import STATES, check_timestep, inverse_residual_f
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
 
 SCORE_TERMS = {"max": ("max",), "top_k": ("top_k",), "mean": ("mean",), "max_top_k": ("max", "top_k")}
+_NOISE_SEED = 0
 
 
 class OSDIRFModel(FeatureNetwork):
@@ -22,13 +23,16 @@ class OSDIRFModel(FeatureNetwork):
 
     Args:
         timestep: Timestep t at which the field is read, 0 to 999.
-        state: What the denoiser is asked about: ``clean`` features z or ``scaled`` ones, sqrt(abar_t) z.
+        state: What the denoiser is asked about: ``clean`` features z, ``scaled`` ones, sqrt(abar_t) z, or ``noised``
+            ones, sqrt(abar_t) z + sqrt(1 - abar_t) eps with one fixed noise field eps.
         image_score: How the map becomes one score, a key of :data:`SCORE_TERMS`.
         **arguments: Arguments of :class:`~anomalib_osdirf.models.feature_network.FeatureNetwork`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
     """
+
+    noise: Tensor | None
 
     def __init__(self, timestep: int, state: str, image_score: str, **arguments: Any) -> None:  # noqa: ANN401
         check_timestep("timestep", timestep)
@@ -43,6 +47,11 @@ class OSDIRFModel(FeatureNetwork):
         self.state = state
         self.image_score = image_score
         self.score = StandardisedSum(len(SCORE_TERMS[image_score]))
+        noise = None
+        if state == "noised":
+            size = (self.whitening.out_channels, arguments["grid_size"], arguments["grid_size"])
+            noise = torch.randn(size, generator=torch.Generator().manual_seed(_NOISE_SEED), device="cpu")
+        self.register_buffer("noise", noise)
 
     def deploy(self) -> "DeployedOSDIRF":
         """See :meth:`FeatureNetwork.deploy`."""
@@ -56,17 +65,20 @@ class DeployedOSDIRF(ReadOutNetwork):
         model: The fitted model.
     """
 
+    noise: Tensor | None
+
     def __init__(self, model: OSDIRFModel) -> None:
         super().__init__(model)
         self.denoiser = fold(model.ema.module, model.timestep)
         self.abar = model.schedule.abar(model.timestep)
         self.state = model.state
+        self.register_buffer("noise", model.noise)
         self.terms = SCORE_TERMS[model.image_score]
         self.score = model.score
 
     def field(self, z: Tensor) -> Tensor:
         """Inverse residual field, in noise standard deviations: one evaluation of the denoiser."""
-        return inverse_residual_field(self.denoiser, z, self.abar, self.state)
+        return inverse_residual_field(self.denoiser, z, self.abar, self.state, self.noise)
 
     def fit(self, fields: Callable[[], Iterable[Tensor]]) -> None:
         """Fit the density, then the constants of an image score of several terms; one term alone stays in nats."""
