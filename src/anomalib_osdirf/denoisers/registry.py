@@ -6,6 +6,7 @@ from torch import nn
 
 from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.mlp import PositionMLP
+from anomalib_osdirf.denoisers.unet import UNet
 from anomalib_osdirf.denoisers.velocity import PREDICTION_TYPES, VelocityDenoiser
 
 # Width, depth and heads: S, B and L as Peebles and Xie (2023, table 1) have them, and InvAD's released one.
@@ -15,7 +16,7 @@ _TRANSFORMERS = {
     "dit_l": (1024, 24, 16),
     "dit_gigant": (2048, 16, 8),
 }
-DENOISERS = ("mlp", *_TRANSFORMERS)
+DENOISERS = ("mlp", "unet", *_TRANSFORMERS)
 
 
 def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "epsilon") -> nn.Module:
@@ -32,7 +33,7 @@ def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "
         A module called as ``denoiser(z, timesteps)`` with z ``(B, D, h, w)`` and timesteps ``(B,)``.
 
     Raises:
-        ValueError: If the name or the prediction type is unknown.
+        ValueError: If the name or the prediction type is unknown, or the grid does not fit the denoiser.
     """
     if prediction_type not in PREDICTION_TYPES:
         msg = f"prediction_type={prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}."
@@ -44,6 +45,8 @@ def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "
 def _build_network(name: str, dim: int, grid_size: int) -> nn.Module:
     if name == "mlp":
         return PositionMLP(dim, grid_size)
+    if name == "unet":
+        return UNet(dim, grid_size)
     if name in _TRANSFORMERS:
         width, depth, num_heads = _TRANSFORMERS[name]
         return DiT(dim, grid_size, width=width, depth=depth, num_heads=num_heads)

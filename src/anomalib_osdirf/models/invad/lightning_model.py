@@ -33,8 +33,8 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
-        denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
-            ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
+        denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; or a diffusion
+            transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         num_inference_steps: Number of inversion steps, one evaluation of the denoiser each. Defaults to ``3``.
