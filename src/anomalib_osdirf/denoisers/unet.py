@@ -45,8 +45,8 @@ class UNet(nn.Module):
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
             attention_head_dim=_HEAD_WIDTH,
         )
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def output(self) -> nn.Conv2d:

@@ -166,9 +166,23 @@ class FeatureDiffusion(DiffusionTraining):
             self._cached_loader.cache = cache
         logger.info("Feature pass: %d images in %.1f s; %s.", num_images, time.perf_counter() - start, where)
 
+    @property
+    def _has_denoiser(self) -> bool:
+        """Whether there is anything to train."""
+        return next(self.model.denoiser.parameters(), None) is not None
+
+    def _set_duration(self) -> None:
+        """Train for no step where there is nothing to train."""
+        if self._has_denoiser:
+            super()._set_duration()
+        else:
+            self.trainer.fit_loop.epoch_loop.max_steps = 0
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine decay over the whole training."""
         self._set_duration()
+        if not self._has_denoiser:
+            return None
         peak = self.hparams["learning_rate"]
         optimizer = torch.optim.AdamW(
             self.model.denoiser.parameters(), lr=peak, weight_decay=self.hparams["weight_decay"]
@@ -249,9 +263,9 @@ class FeatureDiffusion(DiffusionTraining):
         super().check_fitted()
 
     def on_fit_end(self) -> None:
-        """Fit the read-out of another model's finished training, which Lightning has nothing to train on."""
+        """Fit the read-out where Lightning had nothing to train: another model's finished training, or no denoiser."""
         super().on_fit_end()
-        if self._trained_as is not None:
+        if self._trained_as is not None or not self._has_denoiser:
             self.finish()
 
     def on_validation_start(self) -> None:

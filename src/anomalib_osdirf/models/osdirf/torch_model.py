@@ -42,6 +42,9 @@ class OSDIRFModel(FeatureNetwork):
         if image_score not in SCORE_TERMS:
             msg = f"image_score={image_score!r} is unknown; use one of {', '.join(SCORE_TERMS)}."
             raise ValueError(msg)
+        if arguments["denoiser"] == "none" and state != "clean":
+            msg = f"denoiser=none takes the features themselves as the field, not state={state!r}; add state=clean."
+            raise ValueError(msg)
         super().__init__(**arguments)
         self.timestep = timestep
         self.state = state
