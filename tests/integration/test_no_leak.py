@@ -3,7 +3,6 @@
 """No image's score depends on other images, and no checkpoint on anything but normal training images."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
