@@ -146,10 +146,7 @@ def train(network: OSDIRFModel, features: Tensor, seed: int, arguments: argparse
 def negative_log_densities(training: Tensor, test: Tensor, density: str) -> tuple[Tensor, Tensor]:
     """Fit a density on training fields ``(N, D, h, w)``, and return its values on both, ``(N, h, w)``, nats."""
     fitted = build_density(density, training.shape[1], training.shape[-1])
-    moments = StreamingMoments()
-    for part in training.split(64):
-        moments.update(part.flatten(2).permute(2, 0, 1))
-    fitted.fit(moments)
+    fitted.fit(training.split(64))
     return tuple(torch.cat([fitted(part) for part in fields.split(64)]) for fields in (training, test))  # type: ignore[return-value]
 
 

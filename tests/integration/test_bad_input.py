@@ -25,8 +25,8 @@ MakeEngine = Callable[..., Engine]
     [
         ({"backbone": "resnet"}, "backbone='resnet' is not a timm model; did you mean"),
         ({"backbone": "test_efficientnet", "layers": ["head"]}, r"layers=\['head'\] must be distinct layers of"),
-        ({"denoiser": "unet9"}, "denoiser='unet9' is unknown; use one of mlp, dit_s"),
-        ({"density": "full"}, "density='full' is unknown; use one of standard, position_full"),
+        ({"denoiser": "unet9"}, "denoiser='unet9' is unknown; use one of mlp, unet, dit_s"),
+        ({"density": "full"}, "density='full' is unknown; use one of standard, channel"),
         ({"state": "noisy"}, "state='noisy' is unknown; use one of clean, scaled"),
         ({"image_score": "best"}, "image_score='best' is unknown; use one of max, top_k, mean"),
         ({"timestep": 1000}, "timestep=1000 is outside the noise schedule; use 0 to 999"),

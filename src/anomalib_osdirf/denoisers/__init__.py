@@ -6,6 +6,7 @@ from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.fold import fold
 from anomalib_osdirf.denoisers.mlp import PositionMLP
 from anomalib_osdirf.denoisers.registry import DENOISERS, build_denoiser
+from anomalib_osdirf.denoisers.unet import UNet
 from anomalib_osdirf.denoisers.velocity import VelocityDenoiser
 
-__all__ = ["DENOISERS", "DiT", "PositionMLP", "VelocityDenoiser", "build_denoiser", "fold"]
+__all__ = ["DENOISERS", "DiT", "PositionMLP", "UNet", "VelocityDenoiser", "build_denoiser", "fold"]

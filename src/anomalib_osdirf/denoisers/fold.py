@@ -5,6 +5,7 @@
 Everything that depends on the timestep alone, its embedding and every adaLN shift, scale and gate, is a constant then.
 """
 
+import copy
 from collections.abc import Iterable
 from functools import singledispatch
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_osdirf.denoisers.dit import DiT
+from anomalib_osdirf.denoisers.identity import NoDenoiser
 from anomalib_osdirf.denoisers.mlp import PositionMLP
+from anomalib_osdirf.denoisers.unet import UNet, fold_unet
 from anomalib_osdirf.denoisers.velocity import FoldedVelocityDenoiser, VelocityDenoiser
 
 
@@ -204,6 +207,19 @@ def _fold_dit(denoiser: DiT, timestep: int) -> nn.Module:
     shift, scale = denoiser.modulation(time).chunk(2)
     output = _on_grid(_copy(denoiser.output, shift=shift, scale=scale))
     return FoldedDenoiser(_on_grid(denoiser.input), denoiser.position.clone(), blocks, denoiser.norm, output).eval()
+
+
+@fold.register
+def _fold_nothing(denoiser: NoDenoiser, timestep: int) -> nn.Module:
+    del denoiser, timestep
+    return nn.Identity()
+
+
+@fold.register
+def _fold_unet(denoiser: UNet, timestep: int) -> nn.Module:
+    folded = copy.deepcopy(denoiser)
+    folded.network = fold_unet(folded.network, timestep)
+    return folded.requires_grad_(requires_grad=False).eval()
 
 
 @fold.register

@@ -5,7 +5,9 @@
 from torch import nn
 
 from anomalib_osdirf.denoisers.dit import DiT
+from anomalib_osdirf.denoisers.identity import NoDenoiser
 from anomalib_osdirf.denoisers.mlp import PositionMLP
+from anomalib_osdirf.denoisers.unet import UNet
 from anomalib_osdirf.denoisers.velocity import PREDICTION_TYPES, VelocityDenoiser
 
 # Width, depth and heads: S, B and L as Peebles and Xie (2023, table 1) have them, and InvAD's released one.
@@ -15,7 +17,7 @@ _TRANSFORMERS = {
     "dit_l": (1024, 24, 16),
     "dit_gigant": (2048, 16, 8),
 }
-DENOISERS = ("mlp", *_TRANSFORMERS)
+DENOISERS = ("mlp", "unet", *_TRANSFORMERS, "none")
 
 
 def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "epsilon") -> nn.Module:
@@ -26,17 +28,19 @@ def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "
         dim: Channels D of the feature grid.
         grid_size: Side of the grid.
         prediction_type: What the network predicts: ``epsilon``, the noise, or ``v_prediction``, the velocity, from
-            which the noise follows.
+            which the noise follows. ``none`` has no network, and predicts neither.
 
     Returns:
         A module called as ``denoiser(z, timesteps)`` with z ``(B, D, h, w)`` and timesteps ``(B,)``.
 
     Raises:
-        ValueError: If the name or the prediction type is unknown.
+        ValueError: If the name or the prediction type is unknown, or the grid does not fit the denoiser.
     """
     if prediction_type not in PREDICTION_TYPES:
         msg = f"prediction_type={prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}."
         raise ValueError(msg)
+    if name == "none":
+        return NoDenoiser()
     network = _build_network(name, dim, grid_size)
     return VelocityDenoiser(network) if prediction_type == "v_prediction" else network
 
@@ -44,6 +48,8 @@ def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "
 def _build_network(name: str, dim: int, grid_size: int) -> nn.Module:
     if name == "mlp":
         return PositionMLP(dim, grid_size)
+    if name == "unet":
+        return UNet(dim, grid_size)
     if name in _TRANSFORMERS:
         width, depth, num_heads = _TRANSFORMERS[name]
         return DiT(dim, grid_size, width=width, depth=depth, num_heads=num_heads)

@@ -2,13 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian densities of the inverse residual field, and image scores from the map they give."""
 
-from anomalib_osdirf.density.gaussian import DENSITIES, Density, PositionGaussian, StandardGaussian, build_density
+from anomalib_osdirf.density.gaussian import (
+    DENSITIES,
+    Density,
+    DiagonalGaussian,
+    PositionGaussian,
+    StandardGaussian,
+    build_density,
+)
 from anomalib_osdirf.density.score import IMAGE_SCORES, StandardisedSum, image_score
 
 __all__ = [
     "DENSITIES",
     "IMAGE_SCORES",
     "Density",
+    "DiagonalGaussian",
     "PositionGaussian",
     "StandardGaussian",
     "StandardisedSum",

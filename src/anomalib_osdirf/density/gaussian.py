@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian negative log densities of a field, per position."""
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from math import log, pi
 from typing import Any
 
@@ -11,10 +13,15 @@ from torch import Tensor, nn
 
 from anomalib_osdirf.features.statistics import StreamingMoments
 
-DENSITIES = ("standard", "position_full")
+logger = logging.getLogger(__name__)
+
+DENSITIES = ("standard", "channel", "position", "position_full")
+SHRINKAGES = ("oas", "auto")
 
 # Keeps the factorisation alive where a position never varies (identical training images), far below real variances.
 _VARIANCE_FLOOR = 1e-6
+# What shrinkage=auto chooses from.
+_INTENSITIES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def oas_shrinkage(covariance: Tensor, num_samples: int) -> Tensor:
@@ -33,6 +40,64 @@ def oas_shrinkage(covariance: Tensor, num_samples: int) -> Tensor:
     denominator = (num_samples + 1) * (mean_square - mu_square / dim)
     intensity = (mean_square + mu_square) / denominator.clamp_min(torch.finfo(covariance.dtype).tiny)
     return intensity.clamp(max=1.0)
+
+
+def shrunk(covariance: Tensor, intensity: Tensor | float, target_variance: Tensor | float = 1.0) -> Tensor:
+    """Shrink covariances towards a multiple of the identity: (1 - s) S + s v I, and a floor on variances.
+
+    Args:
+        covariance: S, shape ``(..., D, D)``.
+        intensity: s in [0, 1], a number or of shape ``(...)``.
+        target_variance: v, likewise.
+
+    Returns:
+        Shape of ``covariance``.
+    """
+    intensity, variance = (
+        torch.as_tensor(value, dtype=covariance.dtype, device=covariance.device)[..., None, None]
+        for value in (intensity, target_variance)
+    )
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return (1 - intensity) * covariance + (intensity * variance + _VARIANCE_FLOOR) * identity
+
+
+def held_out_nll(fitted: StreamingMoments, held_out: StreamingMoments, intensities: Tensor) -> Tensor:
+    """Mean negative log density of samples under Gaussians fitted on others, from the moments of both.
+
+    With S the shrunk covariance of the fitted samples, m their mean, and C, c those of the others, it is
+    ``(log det S + trace(S^-1 (C + (c - m)(c - m)^T)) + D log 2 pi) / 2``. All shrunk covariances share their
+    eigenvectors, so one decomposition serves every intensity.
+
+    Args:
+        fitted: Moments that the Gaussians are fitted on, one for each group.
+        held_out: Moments of the samples that are evaluated.
+        intensities: Shrinkage intensities towards the identity, shape ``(S,)``.
+
+    Returns:
+        Mean over groups and samples in nats, shape ``(S,)``.
+    """
+    eigenvalues, eigenvectors = torch.linalg.eigh(fitted.covariance())  # (P, D), (P, D, D)
+    offset = (held_out.mean - fitted.mean).unsqueeze(-2) @ eigenvectors
+    spread = (eigenvectors * (held_out.covariance() @ eigenvectors)).sum(dim=-2) + offset.squeeze(-2).square()
+    intensity = intensities[:, None, None]
+    variances = (1 - intensity) * eigenvalues.clamp_min(0) + intensity + _VARIANCE_FLOOR  # (S, P, D)
+    return 0.5 * (variances.log() + spread / variances + log(2 * pi)).sum(dim=-1).mean(dim=-1)
+
+
+def likeliest_shrinkage(halves: tuple[StreamingMoments, StreamingMoments]) -> float:
+    """Choose the intensity towards the identity under which either half of the samples tells the other best.
+
+    Args:
+        halves: Moments of both halves.
+
+    Returns:
+        One of a fixed list, for all groups together; 1 where a half is empty.
+    """
+    if not all(half.count for half in halves):
+        return 1.0
+    intensities = torch.tensor(_INTENSITIES, dtype=torch.float64, device=halves[0].mean.device)
+    nll = held_out_nll(halves[0], halves[1], intensities) + held_out_nll(halves[1], halves[0], intensities)
+    return _INTENSITIES[int(nll.argmin())]
 
 
 class Density(nn.Module, ABC):
@@ -54,18 +119,36 @@ class Density(nn.Module, ABC):
         """Restore what :meth:`get_extra_state` returned."""
         self.num_images = state["num_images"]
 
+    def fit(self, fields: Iterable[Tensor]) -> None:
+        """Fit the Gaussian in one pass.
+
+        Args:
+            fields: The training images' fields in batches, shape ``(B, D, h, w)`` each.
+        """
+        even, odd = halves = StreamingMoments(), StreamingMoments()
+        num_images = 0
+        for field in fields:
+            vectors = field.flatten(2).permute(2, 0, 1)
+            for parity, half in enumerate(halves):
+                half.update(vectors[:, (num_images + parity) % 2 :: 2])
+            num_images += field.shape[0]
+        self.fit_moments(even, odd)
+        self.num_images = num_images
+
     @abstractmethod
-    def fit(self, moments: StreamingMoments) -> None:
+    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
         """Fit the Gaussian.
 
         Args:
-            moments: Moments of the training images' fields, ``mean`` of shape ``(P, D)`` for P = h w positions.
+            even: Moments of every other training image's field from the first on, ``mean`` of shape ``(P, D)`` for
+                P = h w positions.
+            odd: Those of the rest.
         """
 
     @property
     @abstractmethod
     def normaliser(self) -> Tensor | float:
-        """Negative log density at the mean, in nats: a number, or one for each position, shape ``(P,)``."""
+        """Negative log density at the mean, in nats: a number, or of shape ``(P,)`` or ``(1,)``."""
 
     @abstractmethod
     def squared_distance(self, field: Tensor) -> Tensor:
@@ -87,8 +170,12 @@ class Density(nn.Module, ABC):
         Returns:
             Shape ``(B, h, w)``.
         """
+        return self.map(field).squeeze(1)
+
+    def map(self, field: Tensor) -> Tensor:
+        """Negative log density in nats as an image of one channel, shape ``(B, 1, h, w)``."""
         nll = 0.5 * self.squared_distance(field) + self.normaliser
-        return nll.unflatten(1, field.shape[-2:])
+        return nll.unflatten(1, (1, *field.shape[-2:]))
 
 
 class StandardGaussian(Density):
@@ -102,9 +189,8 @@ class StandardGaussian(Density):
         super().__init__()
         self.dim = dim
 
-    def fit(self, moments: StreamingMoments) -> None:
-        """Note that the field was seen; N(0, I) has nothing to fit."""
-        self.num_images = moments.count
+    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
+        """See :meth:`Density.fit_moments`; N(0, I) has nothing to fit."""
 
     @property
     def normaliser(self) -> float:
@@ -116,40 +202,107 @@ class StandardGaussian(Density):
         return field.square().sum(dim=1).flatten(1)
 
 
+class DiagonalGaussian(Density):
+    """A Gaussian of independent channels: a mean and a variance for each, at each position or for all of them.
+
+    Standardising is kept as scale * field + offset, the form that converters leave as it is.
+
+    Args:
+        dim: Channels D of the field.
+        num_positions: Number of positions P, or 1 for one Gaussian over all positions.
+    """
+
+    scale: Tensor
+    offset: Tensor
+    log_normaliser: Tensor
+
+    def __init__(self, dim: int, num_positions: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.zeros(dim, num_positions))
+        self.register_buffer("offset", torch.zeros(dim, num_positions))
+        self.register_buffer("log_normaliser", torch.zeros(num_positions))
+
+    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
+        """See :meth:`Density.fit_moments`."""
+        moments = even.merged(odd)
+        mean, variance = moments.mean, moments.covariance().diagonal(dim1=-2, dim2=-1)  # (P, D)
+        if self.scale.shape[1] == 1:
+            # Within positions and between them: every position has as many samples as the others.
+            variance = (variance + mean.var(dim=0, correction=0)).mean(dim=0, keepdim=True)
+            mean = mean.mean(dim=0, keepdim=True)
+        std = (variance + _VARIANCE_FLOOR).sqrt()
+        self.scale.copy_((1 / std).T)
+        self.offset.copy_((-mean / std).T)
+        self.log_normaliser.copy_(std.log().sum(dim=1) + 0.5 * mean.shape[1] * log(2 * pi))
+
+    @property
+    def normaliser(self) -> Tensor:
+        """See :attr:`Density.normaliser`."""
+        return self.log_normaliser
+
+    def squared_distance(self, field: Tensor) -> Tensor:
+        """See :meth:`Density.squared_distance`."""
+        return (field.flatten(2) * self.scale + self.offset).square().sum(dim=1)
+
+
 class PositionGaussian(Density):
-    """A Gaussian with full covariance for each position, shrunk by OAS so that few images suffice.
+    """A Gaussian with full covariance for each position, shrunk so that few images suffice.
+
+    The mean is kept in any case. ``oas`` shrinks each position's covariance S towards trace(S) / D I, the intensity
+    that of the oracle approximating estimator. A number s shrinks all towards that of N(0, I), to (1 - s) S + s I.
+    ``auto`` is the one of a few such numbers under which every other training image makes the rest likeliest.
 
     Args:
         dim: Channels D of the field.
         grid_size: Side of the grid; there are ``grid_size ** 2`` Gaussians.
+        shrinkage: ``oas``, ``auto`` or a number in [0, 1].
+
+    Raises:
+        ValueError: If ``shrinkage`` is none of these.
     """
 
     mean: Tensor
     whitener: Tensor
     log_normaliser: Tensor
 
-    def __init__(self, dim: int, grid_size: int) -> None:
+    def __init__(self, dim: int, grid_size: int, shrinkage: float | str = "oas") -> None:
         super().__init__()
+        if isinstance(shrinkage, str):
+            known = shrinkage in SHRINKAGES
+        else:
+            known = not isinstance(shrinkage, bool) and 0 <= shrinkage <= 1
+        if not known:
+            msg = f"shrinkage={shrinkage!r} is neither {' nor '.join(SHRINKAGES)} nor a number from 0 to 1; use one."
+            raise ValueError(msg)
+        self.shrinkage = shrinkage
         positions = grid_size * grid_size
         self.register_buffer("mean", torch.zeros(positions, dim))
         self.register_buffer("whitener", torch.zeros(positions, dim, dim))
         self.register_buffer("log_normaliser", torch.zeros(positions))
 
-    def fit(self, moments: StreamingMoments) -> None:
-        """See :meth:`Density.fit`. The inverse Cholesky factor is kept, so that scoring is one matrix product."""
-        covariance = moments.covariance()
+    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
+        """See :meth:`Density.fit_moments`. The inverse Cholesky factor is kept: scoring is one matrix product."""
+        moments = even.merged(odd)
+        covariance = self._shrunk(moments, (even, odd))
         dim = covariance.shape[-1]
         identity = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
-        shrinkage = oas_shrinkage(covariance, moments.count)[:, None, None]
-        mu = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
-        covariance = (1 - shrinkage) * covariance + (shrinkage * mu + _VARIANCE_FLOOR) * identity
         factor = torch.linalg.cholesky(covariance)
         whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
         log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
         self.mean.copy_(moments.mean)
         self.whitener.copy_(whitener)
         self.log_normaliser.copy_(0.5 * (log_determinant + dim * log(2 * pi)))
-        self.num_images = moments.count
+
+    def _shrunk(self, moments: StreamingMoments, halves: tuple[StreamingMoments, StreamingMoments]) -> Tensor:
+        covariance = moments.covariance()
+        if self.shrinkage == "oas":
+            mean_variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+            return shrunk(covariance, oas_shrinkage(covariance, moments.count), mean_variance)
+        if self.shrinkage == "auto":
+            intensity = likeliest_shrinkage(halves)
+            logger.info("shrinkage=auto: %g is the likeliest on held-out training images.", intensity)
+            return shrunk(covariance, intensity)
+        return shrunk(covariance, float(self.shrinkage))
 
     @property
     def normaliser(self) -> Tensor:
@@ -159,27 +312,33 @@ class PositionGaussian(Density):
     def squared_distance(self, field: Tensor) -> Tensor:
         """See :meth:`Density.squared_distance`."""
         vectors = field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1)  # (P, B, D)
-        whitened = torch.bmm(vectors, self.whitener.transpose(1, 2))
-        return whitened.square().sum(dim=2).transpose(0, 1)
+        whitened = torch.bmm(vectors, self.whitener.transpose(1, 2)).transpose(0, 1)
+        return whitened.square().sum(dim=2)
 
 
-def build_density(name: str, dim: int, grid_size: int) -> Density:
+def build_density(name: str, dim: int, grid_size: int, shrinkage: float | str = "oas") -> Density:
     """Build an unfitted density.
 
     Args:
         name: One of :data:`DENSITIES`.
         dim: Channels of the field.
         grid_size: Side of the grid.
+        shrinkage: That of :class:`PositionGaussian`.
 
     Returns:
         The density.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name or the shrinkage is unknown, or the density knows no shrinkage.
     """
+    if name == "position_full":
+        return PositionGaussian(dim, grid_size, shrinkage)
+    if name not in DENSITIES:
+        msg = f"density={name!r} is unknown; use one of {', '.join(DENSITIES)}."
+        raise ValueError(msg)
+    if shrinkage != "oas":
+        msg = f"shrinkage={shrinkage!r} needs density=position_full, not {name}; leave shrinkage out."
+        raise ValueError(msg)
     if name == "standard":
         return StandardGaussian(dim)
-    if name == "position_full":
-        return PositionGaussian(dim, grid_size)
-    msg = f"density={name!r} is unknown; use one of {', '.join(DENSITIES)}."
-    raise ValueError(msg)
+    return DiagonalGaussian(dim, 1 if name == "channel" else grid_size**2)

@@ -15,32 +15,41 @@ from math import sqrt
 
 from torch import Tensor
 
-STATES = ("clean", "scaled")
+STATES = ("clean", "scaled", "noised")
 
 
-def diffusion_state(sample: Tensor, abar: float, state: str) -> Tensor:
+def diffusion_state(sample: Tensor, abar: float, state: str, noise: Tensor | None = None) -> Tensor:
     """Turn a clean sample into the state z_s that the denoiser is asked about.
 
     Args:
         sample: Clean sample z, any shape.
         abar: abar_s of the timestep s, in (0, 1].
-        state: ``clean`` feeds z itself, ``scaled`` feeds sqrt(abar_s) z, the mean of the forward process.
+        state: ``clean`` feeds z itself, ``scaled`` feeds sqrt(abar_s) z, the mean of the forward process,
+            ``noised`` feeds sqrt(abar_s) z + sqrt(1 - abar_s) eps, a sample of it.
+        noise: The noise eps of ``noised``, broadcastable to ``sample``.
 
     Returns:
         The state z_s, shape of ``sample``.
 
     Raises:
-        ValueError: If ``state`` is unknown.
+        ValueError: If ``state`` is unknown, or its noise is missing.
     """
     if state == "clean":
         return sample
     if state == "scaled":
         return sqrt(abar) * sample
+    if state == "noised":
+        if noise is None:
+            msg = "state='noised' needs noise; pass a field of the sample's shape."
+            raise ValueError(msg)
+        return sqrt(abar) * sample + sqrt(1 - abar) * noise
     msg = f"state={state!r} is unknown; use one of {', '.join(STATES)}."
     raise ValueError(msg)
 
 
-def inverse_residual_field(denoiser: Callable[[Tensor], Tensor], sample: Tensor, abar: float, state: str) -> Tensor:
+def inverse_residual_field(
+    denoiser: Callable[[Tensor], Tensor], sample: Tensor, abar: float, state: str, noise: Tensor | None = None
+) -> Tensor:
     """Inverse residual field IRF_s(z) = eps_theta(z_s, s), in units of noise standard deviations.
 
     Args:
@@ -48,11 +57,12 @@ def inverse_residual_field(denoiser: Callable[[Tensor], Tensor], sample: Tensor,
         sample: Clean sample z, any shape.
         abar: abar_s of that timestep.
         state: How z becomes z_s, see :func:`diffusion_state`.
+        noise: Noise of the state ``noised``.
 
     Returns:
         The field, shape of ``sample``.
     """
-    return denoiser(diffusion_state(sample, abar, state))
+    return denoiser(diffusion_state(sample, abar, state, noise))
 
 
 def ddim_inversion_step(z_s: Tensor, predicted_noise: Tensor, abar_s: float, abar_t: float) -> Tensor:

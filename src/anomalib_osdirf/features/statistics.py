@@ -32,7 +32,7 @@ class StreamingMoments:
         """Merge a batch of samples.
 
         Args:
-            samples: Shape ``(..., N, D)``: N vectors for each group.
+            samples: Shape ``(..., N, D)``: N vectors for each group, or none.
 
         Raises:
             ValueError: If a sample is not finite.
@@ -41,19 +41,26 @@ class StreamingMoments:
         if not bool(torch.isfinite(samples).all()):
             msg = "Features are not finite: an image or the backbone's weights hold NaN or infinite values."
             raise ValueError(msg)
-        count = samples.shape[-2]
-        mean = samples.mean(dim=-2)
-        centred = samples - mean.unsqueeze(-2)
-        scatter = centred.transpose(-1, -2) @ centred
-        if self.count == 0:
-            self.count, self.mean, self.scatter = count, mean, scatter
-            return
-        total = self.count + count
-        delta = mean - self.mean
+        batch = StreamingMoments()
+        batch.count = samples.shape[-2]
+        if batch.count:
+            batch.mean = samples.mean(dim=-2)
+            centred = samples - batch.mean.unsqueeze(-2)
+            batch.scatter = centred.transpose(-1, -2) @ centred
+        total = self.merged(batch)
+        self.count, self.mean, self.scatter = total.count, total.mean, total.scatter
+
+    def merged(self, other: "StreamingMoments") -> "StreamingMoments":
+        """Return the moments of these samples and those of another, neither of which is changed."""
+        if not (self.count and other.count):
+            return self if self.count else other
+        total = StreamingMoments()
+        total.count = self.count + other.count
+        delta = other.mean - self.mean
         outer = delta.unsqueeze(-1) * delta.unsqueeze(-2)
-        self.scatter += scatter + outer * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count = total
+        total.mean = self.mean + delta * (other.count / total.count)
+        total.scatter = self.scatter + other.scatter + outer * (self.count * other.count / total.count)
+        return total
 
     def covariance(self) -> Tensor:
         """Maximum-likelihood covariance, scatter / count, shape ``(..., D, D)``, float64."""

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _SCORING_BATCH = 64
 # What is each model's own: arguments by their names, and the parts of the state by how their names begin.
-_READ_OUT_ARGUMENTS = ("density", "image_score", "map_grid_size")
-_READ_OUT = ("model.density.", "model.feature_density.", "model.score.", "post_processor.")
+_READ_OUT_ARGUMENTS = ("density", "shrinkage", "image_score", "map_grid_size")
+_READ_OUT = ("model.density.", "model.feature_density.", "model.score.", "model.noise", "post_processor.")
 
 
 class FeatureDiffusion(DiffusionTraining):
@@ -172,9 +172,23 @@ class FeatureDiffusion(DiffusionTraining):
             self._cached_loader.cache = cache
         logger.info("Features of %d images: %s.", num_images, where)
 
+    @property
+    def _has_denoiser(self) -> bool:
+        """Whether there is anything to train."""
+        return next(self.model.denoiser.parameters(), None) is not None
+
+    def _set_duration(self) -> None:
+        """Train for no step where there is nothing to train."""
+        if self._has_denoiser:
+            super()._set_duration()
+        else:
+            self.trainer.fit_loop.epoch_loop.max_steps = 0
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine decay over the whole training."""
         self._set_duration()
+        if not self._has_denoiser:
+            return None
         peak = self.hparams["learning_rate"]
         optimizer = torch.optim.AdamW(
             self.model.denoiser.parameters(), lr=peak, weight_decay=self.hparams["weight_decay"]
@@ -263,9 +277,9 @@ class FeatureDiffusion(DiffusionTraining):
         super().check_fitted()
 
     def on_fit_end(self) -> None:
-        """Fit the read-out of another model's finished training, which Lightning has nothing to train on."""
+        """Fit the read-out where Lightning had nothing to train: another model's finished training, or no denoiser."""
         super().on_fit_end()
-        if self._trained_as is not None:
+        if self._trained_as is not None or not self._has_denoiser:
             self.finish()
 
     def on_validation_start(self) -> None:

@@ -33,6 +33,8 @@ class FeatureNetwork(nn.Module, ABC):
         prediction_type: What its network predicts.
         density: Gaussian of the field.
         ema_decay: Decay of the denoiser's exponential moving average.
+        shrinkage: What its covariance is shrunk towards and how much, see
+            :class:`~anomalib_osdirf.density.PositionGaussian`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -48,6 +50,7 @@ class FeatureNetwork(nn.Module, ABC):
         prediction_type: str,
         density: str,
         ema_decay: float,
+        shrinkage: float | str = "oas",
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -60,7 +63,7 @@ class FeatureNetwork(nn.Module, ABC):
         dim = self.whitening.out_channels
         self.denoiser = build_denoiser(denoiser, dim, grid_size, prediction_type)
         self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
-        self.density = build_density(density, dim, grid_size)
+        self.density = build_density(density, dim, grid_size, shrinkage)
 
     @abstractmethod
     def deploy(self) -> "ReadOutNetwork":
@@ -120,6 +123,8 @@ class FeatureNetwork(nn.Module, ABC):
         if recurse:
             for name, child in self.named_children():
                 child._apply(fn if name == "denoiser" else partial(_unless_half, fn))  # noqa: SLF001
+        for name, buffer in self.named_buffers(recurse=False):
+            self._buffers[name] = _unless_half(fn, buffer)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
@@ -216,10 +221,7 @@ class ReadOutNetwork(nn.Module, ABC):
         Args:
             fields: Returns the fields of all training images in batches ``(B, D, h, w)``, whenever it is called.
         """
-        moments = StreamingMoments()
-        for field in fields():
-            moments.update(field.flatten(2).permute(2, 0, 1))
-        self.density.fit(moments)
+        self.density.fit(fields())
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """Return what :meth:`fit` has set, as far as :meth:`read_out` uses it."""

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from anomalib_osdirf.denoisers import DiT, PositionMLP, VelocityDenoiser, build_denoiser
+from anomalib_osdirf.denoisers import DiT, PositionMLP, UNet, VelocityDenoiser, build_denoiser
 from anomalib_osdirf.denoisers.ema import EMAUpdate
 from anomalib_osdirf.denoisers.embedding import grid_positions, sine_cosine
 
-SMALL = ("mlp", "dit_s")  # the others differ in size alone
+SMALL = ("mlp", "dit_s", "unet")  # the others differ in size alone
 
 
 def _perturbed(denoiser: nn.Module) -> nn.Module:
@@ -28,6 +28,8 @@ def _perturbed(denoiser: nn.Module) -> nn.Module:
 def _small(name: str) -> nn.Module:
     if name == "mlp":
         return _perturbed(PositionMLP(6, 4, width=32, depth=2))
+    if name == "unet":
+        return _perturbed(UNet(6, 4, width=64))
     return _perturbed(DiT(6, 4, width=32, depth=2, num_heads=4))
 
 
@@ -48,11 +50,11 @@ def test_position_matters(name: str) -> None:
     assert not torch.allclose(noise[..., 0, 0], noise[..., 3, 2], atol=1e-3)
 
 
-def test_mlp_sees_each_position_alone_and_dit_does_not() -> None:
+def test_mlp_sees_each_position_alone_and_others_do_not() -> None:
     z = torch.randn(1, 6, 4, 4)
     changed = z.clone()
     changed[..., 0, 0] += 1
-    for name, local in (("mlp", True), ("dit_s", False)):
+    for name, local in (("mlp", True), ("dit_s", False), ("unet", False)):
         denoiser = _small(name)
         difference = (denoiser(z, torch.tensor([9])) - denoiser(changed, torch.tensor([9])))[..., 3, 3].abs().max()
         assert (float(difference) < 1e-6) is local
@@ -95,8 +97,15 @@ def test_unknown_prediction_type() -> None:
         build_denoiser("mlp", 8, 4, "x0")
 
 
-def test_mlp_is_never_narrower_than_the_features() -> None:
+def test_no_network_is_narrower_than_the_features() -> None:
     assert PositionMLP(500, 2).input.out_features >= 500
+    with torch.device("meta"):
+        assert UNet(500, 2).network.conv_in.out_channels >= 500
+
+
+def test_unet_needs_an_even_grid() -> None:
+    with pytest.raises(ValueError, match="grid_size=7 is odd, and denoiser=unet halves the grid; use an even one"):
+        build_denoiser("unet", 8, 7)
 
 
 def test_mlp_learns_the_ideal_denoiser_of_gaussian_data() -> None:
@@ -139,7 +148,7 @@ def test_ema_follows_its_formula_and_can_be_pickled() -> None:
 
 
 def test_unknown_denoiser() -> None:
-    with pytest.raises(ValueError, match="denoiser='gan' is unknown; use one of mlp, dit_s, dit_b"):
+    with pytest.raises(ValueError, match="denoiser='gan' is unknown; use one of mlp, unet, dit_s, dit_b"):
         build_denoiser("gan", 8, 4)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from anomalib_osdirf.denoisers import DiT, PositionMLP, VelocityDenoiser, build_denoiser, fold
+from anomalib_osdirf.denoisers import DiT, PositionMLP, UNet, VelocityDenoiser, build_denoiser, fold
 
 
 @settings(deadline=None, max_examples=25)
@@ -25,6 +25,25 @@ def test_folding_changes_nothing(timestep: int, seed: int, transformer: bool, ve
         expected = denoiser(z, torch.full((2,), timestep))
         error = (fold(denoiser, timestep)(z) - expected).abs().max() / expected.abs().max()
     assert float(error) <= 1e-5
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_folding_a_unet_changes_nothing_but_its_biases(velocity: bool) -> None:
+    torch.manual_seed(0)
+    denoiser: nn.Module = UNet(6, 4, width=64)
+    if velocity:
+        denoiser = VelocityDenoiser(denoiser)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        z = torch.randn(2, 6, 4, 4)
+        before = [parameter.clone() for parameter in denoiser.parameters()]
+        for timestep in (0, 150, 999):
+            expected = denoiser(z, torch.full((2,), timestep))
+            error = (fold(denoiser, timestep)(z) - expected).abs().max() / expected.abs().max()
+            assert float(error) <= 1e-5
+    for parameter, value in zip(denoiser.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
 
 
 @pytest.mark.parametrize("name", ["mlp", "dit_s"])

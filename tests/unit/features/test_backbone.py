@@ -131,6 +131,8 @@ def test_finer_grid_averages_large_maps_and_interpolates_small_ones() -> None:
         assert part.shape[-2:] == (8, 8)
         if map_.shape[-1] >= 8:
             block = map_.shape[-1] // 8
-            torch.testing.assert_close(part[..., 1, 2], map_[..., block : 2 * block, 2 * block : 3 * block].mean((-2, -1)))
+            torch.testing.assert_close(
+                part[..., 1, 2], map_[..., block : 2 * block, 2 * block : 3 * block].mean((-2, -1))
+            )
         else:
             torch.testing.assert_close(part[..., 0, 0], map_[..., 0, 0])  # a corner is no mixture

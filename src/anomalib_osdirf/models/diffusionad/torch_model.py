@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of DiffusionAD: image -> two noise scales -> norm-guided reconstruction -> segmentation -> map."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import gcd, lcm
@@ -17,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import sigmoid_focal_loss
 
 from anomalib_osdirf.denoisers.ema import EMAUpdate
+from anomalib_osdirf.denoisers.unet import copy_of_structure, fold_unet
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, norm_guided_estimate
 from anomalib_osdirf.models.messages import NEVER_FITTED
 
@@ -117,7 +117,7 @@ class NormGuidedReconstruction(nn.Module):
             images: Images in [0, 1], shape ``(B, 3, H, W)``.
             noise: Noise of the small and the big scale, shape ``(2, 3, H, W)``.
             abars: abar of both, shape ``(2,)``.
-            unets: What :meth:`folded` returned for both.
+            unets: The UNet with either timestep folded in, see :func:`~anomalib_osdirf.denoisers.unet.fold_unet`.
 
         Returns:
             Norm-guided estimate of the normal images, shape ``(B, 3, H, W)``, in [-1, 1].
@@ -130,31 +130,6 @@ class NormGuidedReconstruction(nn.Module):
         return norm_guided_estimate(
             states[0], predicted[0], abars[0], states[1], predicted[1], abars[1], self.guidance_strength
         )
-
-    @torch.no_grad()
-    def folded(self, timestep: int) -> nn.Module:
-        """Fold a timestep into the UNet, which shares all else with it, and have it attend in elementary steps.
-
-        The timestep adds a constant to the first convolution of each residual block, so to its bias.
-
-        Returns:
-            The UNet; its own argument ``timestep`` does nothing.
-        """
-        from diffusers.models.attention_processor import Attention
-        from diffusers.models.resnet import ResnetBlock2D
-
-        time = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep], device=self.unet.device)))
-        unet: nn.Module = _copy_of_structure(self.unet)
-        attentions: list[Any] = [module for module in unet.modules() if isinstance(module, Attention)]
-        for attention in attentions:
-            attention.set_processor(GridAttention())
-        blocks: list[Any] = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
-        for block in blocks:
-            shift = block.time_emb_proj(functional.silu(time))[0]
-            block.conv1.bias = nn.Parameter(block.conv1.bias + shift, requires_grad=False)
-            block.time_emb_proj = None
-            block.time_embedding_norm = "folded"  # neither of those that diffusers would apply
-        return unet
 
     def predict_noise(self, z: Tensor, abar: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Predict the noise in noised images, eps_theta(z, t).
@@ -192,41 +167,6 @@ class NormGuidedReconstruction(nn.Module):
         return functional.conv_transpose2d(output, kernel, stride=self.patch_size)
 
 
-class GridAttention:
-    """Self-attention of diffusers in its elementary steps on the grid, as an attention processor.
-
-    1 x 1 convolutions in the place of linear layers, the scale 1 / sqrt(d) in the queries' weights, and plain products:
-    OpenVINO's CPU plugin forgets the precision of diffusers' own steps, as of those in
-    :class:`~anomalib_osdirf.denoisers.fold.FoldedAttention`.
-    """
-
-    def __call__(self, attention: Any, values: Tensor, temb: Tensor | None = None, **_: Any) -> Tensor:  # noqa: ANN401
-        """Attend to all positions.
-
-        Args:
-            attention: The module that holds the weights.
-            values: What it is called with, shape ``(B, C, H, W)``.
-            temb: Unused: the module takes no notice of timesteps.
-
-        Returns:
-            Shape of ``values``.
-        """
-        del temb
-        normed = attention.group_norm(values)
-        query, key, value = (
-            _on_grid(layer, normed, factor).flatten(2).unflatten(1, (attention.heads, -1))
-            for layer, factor in ((attention.to_q, attention.scale), (attention.to_k, 1), (attention.to_v, 1))
-        )
-        weights = (query.transpose(2, 3) @ key).softmax(dim=-1)
-        attended = (weights @ value.transpose(2, 3)).transpose(2, 3).flatten(1, 2).unflatten(2, values.shape[-2:])
-        return values + _on_grid(attention.to_out[0], attended)
-
-
-def _on_grid(layer: nn.Linear, values: Tensor, factor: float = 1) -> Tensor:
-    """Apply a linear layer to each position of a grid, and multiply by a factor."""
-    return functional.conv2d(values, factor * layer.weight[:, :, None, None], factor * layer.bias)
-
-
 class BlockMaximum(nn.Module):
     """Largest value of each 2 x 2 block: max pooling, whose precision OpenVINO's CPU plugin forgets, in other words."""
 
@@ -234,12 +174,6 @@ class BlockMaximum(nn.Module):
         """Map values ``(B, C, H, W)`` of even height and width to ``(B, C, H / 2, W / 2)``."""
         rows = torch.maximum(values[..., ::2, :], values[..., 1::2, :])
         return torch.maximum(rows[..., ::2], rows[..., 1::2])
-
-
-def _copy_of_structure(module: nn.Module) -> nn.Module:
-    """Copy a module, but not its weights: those are shared."""
-    tensors: Iterable[Tensor] = (*module.parameters(), *module.buffers())
-    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
 
 
 class DiffusionADModel(nn.Module):
@@ -454,8 +388,8 @@ class DeployedDiffusionAD(nn.Module):
         super().__init__()
         networks: Any = model.scoring_networks
         self.reconstruction = networks["reconstruction"]
-        self.unets = nn.ModuleList(self.reconstruction.folded(timestep) for timestep in model.timesteps)
-        self.segmentation = _copy_of_structure(networks["segmentation"])
+        self.unets = nn.ModuleList(fold_unet(self.reconstruction.unet, timestep) for timestep in model.timesteps)
+        self.segmentation = copy_of_structure(networks["segmentation"])
         for owner in list(self.segmentation.modules()):
             for name, child in owner.named_children():
                 if isinstance(child, nn.MaxPool2d):

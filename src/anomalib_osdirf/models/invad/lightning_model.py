@@ -33,15 +33,19 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
-        denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
-            ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
+        denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; or a diffusion
+            transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         num_inference_steps: Number of inversion steps, one evaluation of the denoiser each. Defaults to ``3``.
         timestep_spacing: Timesteps at which the denoiser is asked: ``paper`` ([333, 666, 999] for three steps),
             ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``released``.
-        density: Gaussian of the latent: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
-            covariance. Defaults to ``standard``.
+        density: Gaussian of the latent: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
+            channel; ``position``, with those for each position and channel; or ``position_full``, with a full
+            covariance for each position. Defaults to ``standard``.
+        shrinkage: How ``position_full`` shrinks its covariances S, so that few images suffice: ``oas``, towards a
+            multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or ``auto``, the number
+            under which held-out training images are likeliest. Defaults to ``oas``.
         image_score: What makes an image's score: ``nll``, the negative log density of the whole latent; ``diff``, the
             largest minus the smallest length at any position; or ``nll_diff``, their sum, each in standard deviations
             of the training images. Defaults to ``nll_diff``.
@@ -98,6 +102,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         num_inference_steps: int = 3,
         timestep_spacing: str | list[int] = "released",
         density: str = "standard",
+        shrinkage: float | str = "oas",
         image_score: str = "nll_diff",
         learning_rate: float = 1e-3,
         initial_learning_rate: float = 0.0,

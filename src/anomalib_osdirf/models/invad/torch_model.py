@@ -40,6 +40,9 @@ class InvADModel(FeatureNetwork):
         if image_score not in SCORE_TERMS:
             msg = f"image_score={image_score!r} is unknown; use one of {', '.join(SCORE_TERMS)}."
             raise ValueError(msg)
+        if arguments["denoiser"] == "none":
+            msg = "denoiser=none leaves InvAD nothing to invert with; use another one, or OSDIRF with state=clean."
+            raise ValueError(msg)
         timesteps = inversion_timesteps(num_inference_steps, timestep_spacing)
         super().__init__(**arguments)
         self.timesteps = timesteps

@@ -32,15 +32,20 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
-        denoiser: ``mlp``, which looks at each position alone, or a diffusion transformer: ``dit_s``, ``dit_b``,
-            ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
+        denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; a diffusion
+            transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``; or, for comparison, ``none``, which trains
+            nothing and takes clean features as the field. Defaults to ``mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``80``.
-        state: What the denoiser is asked about: ``clean`` features, or ``scaled`` ones as if noised by zero noise.
-            Defaults to ``scaled``.
-        density: Gaussian of the field: ``standard``, N(0, I), or ``position_full``, fitted for each position with full
-            covariance. Defaults to ``position_full``.
+        state: What the denoiser is asked about: ``clean`` features, ``scaled`` ones as if noised by zero noise, or
+            ``noised`` ones, by one noise field that is drawn once and kept. Defaults to ``scaled``.
+        density: Gaussian of the field: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
+            channel; ``position``, with those for each position and channel; or ``position_full``, with a full
+            covariance for each position. Defaults to ``position_full``.
+        shrinkage: How ``position_full`` shrinks its covariances S, so that few images suffice: ``oas``, towards a
+            multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or ``auto``, the number
+            under which held-out training images are likeliest. Defaults to ``oas``.
         image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third), ``mean``, or
             ``max_top_k``, the sum of the first two, each in standard deviations of the training images, for defects
             small and large. Defaults to ``max_top_k``.
@@ -99,6 +104,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         timestep: int = 80,
         state: str = "scaled",
         density: str = "position_full",
+        shrinkage: float | str = "oas",
         image_score: str = "max_top_k",
         map_grid_size: int | None = 32,
         learning_rate: float = 1e-3,

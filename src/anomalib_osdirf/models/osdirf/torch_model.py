@@ -16,6 +16,7 @@ from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
 
 SCORE_TERMS = {"max": ("max",), "top_k": ("top_k",), "mean": ("mean",), "max_top_k": ("max", "top_k")}
+_NOISE_SEED = 0
 
 
 class OSDIRFModel(FeatureNetwork):
@@ -23,7 +24,8 @@ class OSDIRFModel(FeatureNetwork):
 
     Args:
         timestep: Timestep t at which the field is read, 0 to 999.
-        state: What the denoiser is asked about: ``clean`` features z or ``scaled`` ones, sqrt(abar_t) z.
+        state: What the denoiser is asked about: ``clean`` features z, ``scaled`` ones, sqrt(abar_t) z, or ``noised``
+            ones, sqrt(abar_t) z + sqrt(1 - abar_t) eps with one fixed noise field eps.
         image_score: How the field's map becomes one score, a key of :data:`SCORE_TERMS`.
         map_grid_size: Side of the finer grid whose features' own density the map has added; ``None`` for none.
         **arguments: Arguments of :class:`~anomalib_osdirf.models.feature_network.FeatureNetwork`.
@@ -31,6 +33,8 @@ class OSDIRFModel(FeatureNetwork):
     Raises:
         ValueError: If an argument is unknown or out of range.
     """
+
+    noise: Tensor | None
 
     def __init__(
         self,
@@ -47,6 +51,9 @@ class OSDIRFModel(FeatureNetwork):
         if image_score not in SCORE_TERMS:
             msg = f"image_score={image_score!r} is unknown; use one of {', '.join(SCORE_TERMS)}."
             raise ValueError(msg)
+        if arguments["denoiser"] == "none" and state != "clean":
+            msg = f"denoiser=none takes the features themselves as the field, not state={state!r}; add state=clean."
+            raise ValueError(msg)
         super().__init__(**arguments)
         if map_grid_size is not None and map_grid_size < 1:
             msg = f"map_grid_size={map_grid_size} is not a positive number of positions; use 32, or null for none."
@@ -59,6 +66,11 @@ class OSDIRFModel(FeatureNetwork):
         self.state = state
         self.image_score = image_score
         self.score = StandardisedSum(len(SCORE_TERMS[image_score]))
+        noise = None
+        if state == "noised":
+            size = (self.whitening.out_channels, arguments["grid_size"], arguments["grid_size"])
+            noise = torch.randn(size, generator=torch.Generator().manual_seed(_NOISE_SEED), device="cpu")
+        self.register_buffer("noise", noise)
 
     def deploy(self) -> "DeployedOSDIRF":
         """See :meth:`FeatureNetwork.deploy`."""
@@ -72,11 +84,14 @@ class DeployedOSDIRF(ReadOutNetwork):
         model: The fitted model.
     """
 
+    noise: Tensor | None
+
     def __init__(self, model: OSDIRFModel) -> None:
         super().__init__(model)
         self.denoiser = fold(model.ema.module, model.timestep)
         self.abar = model.schedule.abar(model.timestep)
         self.state = model.state
+        self.register_buffer("noise", model.noise)
         self.terms = SCORE_TERMS[model.image_score]
         self.score = model.score
         self.feature_density = model.feature_density
@@ -84,7 +99,7 @@ class DeployedOSDIRF(ReadOutNetwork):
 
     def field(self, z: Tensor) -> Tensor:
         """Inverse residual field, in noise standard deviations: one evaluation of the denoiser."""
-        return inverse_residual_field(self.denoiser, z, self.abar, self.state)
+        return inverse_residual_field(self.denoiser, z, self.abar, self.state, self.noise)
 
     def fit(self, fields: Callable[[], Iterable[Tensor]]) -> None:
         """Fit the density, then the constants of an image score of several terms; one term alone stays in nats."""
@@ -102,7 +117,8 @@ class DeployedOSDIRF(ReadOutNetwork):
     def fit_details(self, moments: StreamingMoments) -> None:
         """Fit the features' own density."""
         assert self.feature_density is not None
-        self.feature_density.fit(moments)
+        self.feature_density.fit_moments(moments, StreamingMoments())
+        self.feature_density.num_images = moments.count
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""
@@ -112,12 +128,12 @@ class DeployedOSDIRF(ReadOutNetwork):
 
     def read_out(self, field: Tensor, size: Sequence[int], details: Tensor | None = None) -> InferenceBatch:
         """Negative log densities in nats as a map, and one score of the field, in nats if it has one term."""
-        nll = self.density(field.float())
+        nll = self.density.map(field.float())
         terms = self._score_terms(nll)
         score = self.score(terms) if len(self.terms) > 1 else terms.squeeze(1)
-        anomaly_map = upsampled(nll[:, None], size)
+        anomaly_map = upsampled(nll, size)
         if self.feature_density is not None and details is not None:
-            anomaly_map = anomaly_map + upsampled(self.feature_density(details.float())[:, None], size)
+            anomaly_map = anomaly_map + upsampled(self.feature_density.map(details.float()), size)
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
 
     def _score_terms(self, nll: Tensor) -> Tensor:
