@@ -11,8 +11,9 @@ from diffusers.models.attention_processor import Attention
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
+from anomalib_osdirf.denoisers.unet import GridAttention
 from anomalib_osdirf.models.diffusionad import DiffusionADModel
-from anomalib_osdirf.models.diffusionad.torch_model import GridAttention, NormGuidedReconstruction
+from anomalib_osdirf.models.diffusionad.torch_model import NormGuidedReconstruction
 
 SMALL: dict[str, Any] = {
     "base_channels": 8,
