@@ -311,8 +311,17 @@ class PositionGaussian(Density):
 
     def squared_distance(self, field: Tensor) -> Tensor:
         """See :meth:`Density.squared_distance`."""
+        return self._squared_distance(field).T
+
+    def map(self, field: Tensor) -> Tensor:
+        """See :meth:`Density.map`; all is computed before the transposition, or OpenVINO forgets its precision."""
+        nll = 0.5 * self._squared_distance(field) + self.log_normaliser[:, None]
+        return nll.T.unflatten(1, (1, *field.shape[-2:]))
+
+    def _squared_distance(self, field: Tensor) -> Tensor:
+        """Squared Mahalanobis distances, shape ``(h w, B)``."""
         vectors = field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1)  # (P, B, D)
-        whitened = torch.bmm(vectors, self.whitener.transpose(1, 2)).transpose(0, 1)
+        whitened = torch.bmm(vectors, self.whitener.transpose(1, 2))
         return whitened.square().sum(dim=2)
 
 
