@@ -141,7 +141,7 @@ def test_help_names_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_argument_value_is_one_clear_line(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="denoiser='gan' is unknown; use one of mlp, dit_s"):
+    with pytest.raises(ValueError, match="denoiser='gan' is unknown; use one of mlp, unet, dit_s"):
         main(["train", "--model=OSDIRF", "--model.denoiser=gan", *_data(parts)])
     assert not (tmp_path / "results").exists()
 
