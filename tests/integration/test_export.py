@@ -285,9 +285,9 @@ class TestQuantised:
             {node.input_value(index).get_node().get_type_name() for index in (0, 1)} & {"FakeQuantize"}
             for node in products
         ]
-        # Two of the resize and one of the density stay in floating point, the denoiser's six do not.
-        assert sources.count(set()) == 3
-        assert len(sources) == 9
+        # Two of the resize and one of each density stay in floating point, the denoiser's six do not.
+        assert sources.count(set()) == 4
+        assert len(sources) == 10
 
     @pytest.mark.parametrize("name", ["INT8_PTQ", "INT8_ACQ"])
     def test_thresholds_are_those_of_the_quantised_network(
