@@ -24,7 +24,7 @@ class CategoryEvaluator(Evaluator):
 
     anomalib's post-processor cuts scores off at half a range above and below the threshold. With one threshold for
     many categories that can be all scores of one of them. So this callback comes before it, and maps scores and maps
-    to [0, 1] by the minimum and maximum of the validation alone, which keeps their order.
+    into (0, 1) by the minimum and maximum of the validation alone, in a way that keeps their order.
 
     Args:
         test_metrics: Computed for each category.
@@ -180,7 +180,8 @@ def _to_unit_range(values: Tensor | None, smallest: Tensor, largest: Tensor) -> 
     span = largest - smallest
     if values is None or not span > 0:  # no range was ever found
         return values
-    return ((values - smallest) / span).clamp(0, 1)
+    centred = (values - smallest) / span - 0.5
+    return 0.5 + centred / (1 + 2 * centred.abs())  # not cut off: what lies outside keeps its order, too
 
 
 def measure_by_category(
