@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training dataloaders whose order an interrupted training picks up where it left off."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 
-class ResumableLoader:
+class ResumableLoader(ABC):
     """Shuffled batches in an order that depends on the seed and the position in the training alone.
 
     Args:
@@ -32,9 +33,9 @@ class ResumableLoader:
         """Return the number of batches of an epoch."""
         return ceil(self.num_images / self.batch_size)
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Any]:
         """Yield what is left of the current epoch."""
-        raise NotImplementedError
 
     def remaining(self) -> tuple[Tensor, ...]:
         """Return the image indices of each batch that is left of the current epoch."""
