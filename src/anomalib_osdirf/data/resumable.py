@@ -47,7 +47,7 @@ class ResumableLoader(ABC):
         """Return nothing: the position is the trainer's. Its presence tells Lightning that the loader can resume."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to do for any loader
         """Take nothing back, see :meth:`state_dict`."""
 
 
