@@ -74,7 +74,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Do jobs in this process, since starting one takes long, and list them."""
     done: list[str] = []
 
-    def perform(module: str, folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    def perform(module: str, folder: Path, job: dict[str, Any], *_: object) -> dict[str, Any]:
         run.write_json(folder / run.JOB, job)
         done.append(job["entry"]["name"] if "entry" in job else "speed")
         import_module(module).main(folder)
@@ -148,6 +148,18 @@ def test_a_process_that_dies_leaves_an_error(tmp_path: Path) -> None:
     assert "the process ended with status 1 and no result" in result["error"]
     assert json.loads((tmp_path / "run" / run.RESULT).read_text(encoding="utf-8")) == result
     assert "no_such_module" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+
+
+def test_what_a_process_is_doing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "import sys, time, pathlib\nfolder = pathlib.Path(sys.argv[1])\n"
+    module += "(folder / 'heartbeat.txt').write_text('training, 5.0 images/s')\ntime.sleep(1)\n"
+    module += "(folder / 'result.json').write_text('{}')\n"
+    (tmp_path / "busy.py").write_text(module, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    told: list[str] = []
+    assert command._in_a_process("busy", tmp_path / "run", {}, told.append) == {}
+    assert set(told) == {"training, 5.0 images/s"}
+    assert not (tmp_path / "run" / "heartbeat.txt").exists()
 
 
 def test_a_result_is_written_in_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from anomalib_osdirf.benchmark import report, run, speed
+from anomalib_osdirf.benchmark.heartbeat import HEARTBEAT
 from anomalib_osdirf.benchmark.plan import Plan, Run, digest, read_plan, slug
 from anomalib_osdirf.progress import duration, has_bars, say
 
 _LOG = "log.txt"
+_HEARTBEAT_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -82,19 +84,19 @@ def perform(plan: Plan, console: Console) -> tuple[dict[str, dict[str, Any]], di
         clock = _Clock(total)
 
         @contextmanager
-        def part(name: str) -> Iterator[None]:
+        def part(name: str) -> Iterator[Callable[[str], None]]:
             progress.update(task, description=name)
             if not has_bars(console):
                 say(f"[{clock.done + 1}/{total}] {name}{clock.left}", console)
             start = time.perf_counter()
-            yield
+            yield lambda doing: progress.update(task, description=f"{name}: {doing}")
             clock.tick(time.perf_counter() - start)
             progress.update(task, advance=1, left=clock.left)
 
         for label in plan.labels:
             for one in (one for one in plan.runs if one.label == label):
-                with part(f"{one.entry.name} on {label}, seed {one.seed}"):
-                    results[one.digest] = finish(one, plan)
+                with part(f"{one.entry.name} on {label}, seed {one.seed}") as tell:
+                    results[one.digest] = finish(one, plan, tell)
                 if error := results[one.digest].get("error"):
                     say(f"{one.entry.name} on {label} failed: {error}", progress.console)
             if plan.rounds:
@@ -130,14 +132,23 @@ class _Clock:
         return f", about {duration(sum(self._measured) / len(self._measured) * (self.total - self.done))} left"
 
 
-def finish(one: Run, plan: Plan) -> dict[str, Any]:
-    """Return the result of a run, after doing it if there is none yet; one that failed is tried again."""
+def finish(one: Run, plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Return the result of a run, after doing it if there is none yet; one that failed is tried again.
+
+    Args:
+        one: The run.
+        plan: The benchmark that it belongs to.
+        tell: Called about once a second with what the run is doing, in words.
+
+    Returns:
+        What the run wrote.
+    """
     folder = one.folder(plan.output)
     result = _read(folder / run.RESULT)
     first = one.seed == plan.seeds[0]  # speed is measured on its models
     gone = first and plan.rounds and not (folder / run.CHECKPOINT).is_file()
     if result is None or "error" in result or gone:
-        result = _in_a_process("anomalib_osdirf.benchmark.run", folder, one.job())
+        result = _in_a_process("anomalib_osdirf.benchmark.run", folder, one.job(), tell)
         shutil.rmtree(folder / "work", ignore_errors=True)
         if not first:
             shutil.rmtree(folder / Path(run.CHECKPOINT).parent, ignore_errors=True)
@@ -167,14 +178,26 @@ def _speed(label: str, plan: Plan, results: dict[str, dict[str, Any]]) -> dict[s
     return result
 
 
-def _in_a_process(module: str, folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+def _in_a_process(
+    module: str, folder: Path, job: dict[str, Any], tell: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Do a job in a process of its own: its memory is its own, and so is its end."""
     shutil.rmtree(folder, ignore_errors=True)
     run.write_json(folder / run.JOB, job)
-    with (folder / _LOG).open("w", encoding="utf-8") as log:
-        process = subprocess.run(
-            [sys.executable, "-m", module, str(folder)], stdout=log, stderr=subprocess.STDOUT, check=False
-        )
+    heartbeat = folder / HEARTBEAT
+    with (
+        (folder / _LOG).open("w", encoding="utf-8") as log,
+        subprocess.Popen([sys.executable, "-m", module, str(folder)], stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            while process.poll() is None:
+                time.sleep(_HEARTBEAT_SECONDS)
+                if tell is not None and heartbeat.is_file() and (doing := heartbeat.read_text(encoding="utf-8")):
+                    tell(doing)
+        except BaseException:  # such as Ctrl-C: the run ends with its benchmark
+            process.kill()
+            raise
+    heartbeat.unlink(missing_ok=True)
     result = _read(folder / run.RESULT)
     if result is None:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"

@@ -21,6 +21,7 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback, seed_everything
 
 from anomalib_osdirf.benchmark.contestant import Entry, build_data, build_model, local_weights
+from anomalib_osdirf.benchmark.heartbeat import HEARTBEAT, Heartbeat
 from anomalib_osdirf.data.category_evaluator import CategoryEvaluator
 from anomalib_osdirf.data.multi_category import MultiCategory
 from anomalib_osdirf.models.diffusion_training import DiffusionTraining
@@ -54,7 +55,7 @@ def perform(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = build_model(entry, job["backbone_weights"], size, job["seed"])
     data = build_data(job["data"])
     _use_all_test_images(data)
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [Heartbeat(folder / HEARTBEAT)]
     if not isinstance(data, MultiCategory):  # which brings its own
         model.evaluator = None
         callbacks.append(CategoryEvaluator(list(default_evaluator().test_metrics)))  # type: ignore[arg-type]
