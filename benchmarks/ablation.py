@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ablation behind OSDIRF's defaults: one training for each network, everything else read out of it.
 
-On folders laid out as train/good, test/<good or defect>, ground_truth/<defect> (masks are optional):
+On folders laid out as train/good, test/<good or defect>, ground_truth/<defect> (masks are optional), and on the
+embedded surfaces:
 
-    python benchmarks/ablation.py --root mtd elpv_mono --weights mobilenetv2_100.safetensors
+    python benchmarks/ablation.py --root mtd elpv_mono --category weave --weights mobilenetv2_100.safetensors
 
-A network is trained for each data set, seed, denoiser, prediction type and grid; timesteps, states, densities and image
-scores are read out of it. "features" are the same Gaussian on the same features without a denoiser: only what is above
-them is the method's merit. Results go to ``ablation.csv``, one row for each read-out, plots beside it; the same command
-goes on where it was interrupted. Pixel metrics are those of maps at half size, at 4000 thresholds: within .002 of the
-model's own test.
+A study varies one thing about OSDIRF's defaults (:data:`STUDIES`); networks that studies share are trained once for
+each data set and seed. "features" are the same Gaussian on the same features without a denoiser: only what is above
+them is the method's merit. Results go to ``ablation.csv``, one row for each read-out; tables in Markdown and plots lie
+beside it. The same command goes on where it was interrupted, and processes with different data sets may share an output
+folder. Pixel metrics are those of maps at half size, at 4000 thresholds: within .002 of the model's own test.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import csv
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from anomalib_osdirf.data import SyntheticSurfaces
 from anomalib_osdirf.data.synthetic_surfaces import CATEGORIES
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import build_density
+from anomalib_osdirf.density import PositionGaussian, build_density
 from anomalib_osdirf.diffusion import inverse_residual_field
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_diffusion import warmup_cosine
@@ -45,13 +46,47 @@ from anomalib_osdirf.models.feature_network import upsampled
 from anomalib_osdirf.models.osdirf import OSDIRF, OSDIRFModel
 
 FEATURES = "features"
-KEYS = ("data", "seed", "images", "denoiser", "prediction_type", "grid", "state", "timestep", "density")
+NETWORK = ("images", "feature_dim", "grid", "denoiser", "prediction_type", "steps")
+READ_OUT = ("state", "timestep", "density")
+KEYS = ("data", "seed", *NETWORK, *READ_OUT)
 SCORES = ("max", "top_k", "mean", "max_top_k")
-PIXEL = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
 IMAGE = tuple(f"{score}_{metric}" for score in SCORES for metric in ("AUROC", "AP", "F1Max"))
+# Of the field's map alone, and with the features' own density on the finer grid added.
+PIXEL = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
+COMBINED = tuple(name.replace("pixel", "combined") for name in PIXEL)
+
+DEFAULTS: dict[str, Any] = {
+    "images": 0,
+    "feature_dim": 96,
+    "grid": 16,
+    "denoiser": "mlp",
+    "prediction_type": "v_prediction",
+    "steps": 600,
+    "state": "scaled",
+    "timestep": 80,
+    "density": "position_full",
+}
+STUDIES: dict[str, dict[str, Sequence[Any]]] = {
+    "timestep": {
+        "timestep": (0, 30, 80, 150, 300, 500, 800),
+        "density": ("standard", "channel", "position", "position_full"),
+    },
+    "shrinkage": {"density": ("position_full", "position_full:auto", "position_full:0.1", "position_full:0.5")},
+    "state": {"state": ("scaled", "clean", "noised"), "timestep": (80, 150, 300)},
+    "prediction_type": {"prediction_type": ("v_prediction", "epsilon"), "timestep": (80, 150, 300)},
+    "grid": {"grid": (8, 16), "timestep": (80, 150, 300)},
+    "features": {"feature_dim": (48, 96, 0)},  # 0: every channel, standardised
+    "denoiser": {"denoiser": ("mlp", "unet", "dit_s")},
+    "steps": {"steps": (150, 300, 600, 1200)},
+    "few_shot": {"images": (5, 10, 50, 200, 0), "density": ("standard", "position_full", "position_full:auto")},
+}
 _MAP_SIDE = 128
+_DETAILS_GRID = 32
 _AUPRO_LIMIT = 0.3
 _BATCH = 32
+_LEARNING_RATE = 1e-3
+
+Settings = dict[str, Any]
 
 
 class Images:
@@ -59,11 +94,11 @@ class Images:
 
     Args:
         datamodule: anomalib datamodule.
-        backbone: The model whose frozen backbone extracts them.
+        backbone: The frozen backbone that extracts them.
         file: Where they are kept.
     """
 
-    def __init__(self, datamodule: Any, backbone: nn.Module, file: Path) -> None:  # noqa: ANN401
+    def __init__(self, datamodule: Any, backbone: Any, file: Path) -> None:  # noqa: ANN401
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(".tmp")
@@ -71,6 +106,7 @@ class Images:
             temporary.replace(file)
         kept = torch.load(file, weights_only=True)
         self.train, self.test = kept["train"].float(), kept["test"].float()
+        self.fine_train, self.fine_test = kept["fine_train"], kept["fine_test"]
         self.labels: NDArray[np.int64] = kept["labels"].numpy()
         self.masks: NDArray[np.bool_] | None = kept["masks"].numpy() if kept["masks"].any() else None
         self.regions: list[tuple[int, NDArray[np.int64]]] = []
@@ -80,57 +116,58 @@ class Images:
 
     @staticmethod
     @torch.no_grad()
-    def _extract(datamodule: Any, backbone: nn.Module) -> dict[str, Tensor]:  # noqa: ANN401
+    def _extract(datamodule: Any, backbone: Any) -> dict[str, Tensor]:  # noqa: ANN401
         pre_processor: PreProcessor = OSDIRF.configure_pre_processor()
         datamodule.prepare_data()
         datamodule.setup(TrainerFn.FITTING)
         datamodule.setup(TrainerFn.TESTING)
-        features: dict[str, list[Tensor]] = {"train": [], "test": []}
+        features: dict[str, list[Tensor]] = {"train": [], "test": [], "fine_train": [], "fine_test": []}
         labels, masks = [], []
         for split, data in (("train", datamodule.train_data), ("test", datamodule.test_data)):
             for item in data:
-                features[split].append(backbone(pre_processor(item.image[None])).half())
+                maps = backbone.maps(pre_processor(item.image[None]))
+                features[split].append(backbone.coarse(maps).half())
+                features[f"fine_{split}"].append(backbone.fine(maps, _DETAILS_GRID).half())
                 if split == "test":
                     labels.append(int(item.gt_label))
                     mask = torch.zeros(1, 1) if item.gt_mask is None else item.gt_mask.float()
                     resized = nn.functional.interpolate(mask.reshape(1, 1, *mask.shape[-2:]), size=2 * [_MAP_SIDE])
                     masks.append(resized[0, 0] > 0.5)
-        return {
-            "train": torch.cat(features["train"]),
-            "test": torch.cat(features["test"]),
-            "labels": torch.tensor(labels),
-            "masks": torch.stack(masks),
-        }
+        tensors = {name: torch.cat(parts) for name, parts in features.items()}
+        return tensors | {"labels": torch.tensor(labels), "masks": torch.stack(masks)}
 
 
-def build(arguments: argparse.Namespace, denoiser: str, prediction_type: str, grid: int, seed: int) -> OSDIRFModel:
-    """Build OSDIRF's network with a denoiser of its own."""
+# ---------------------------------------------------------------------- networks
+
+
+def build(settings: Settings, backbone: str, seed: int) -> OSDIRFModel:
+    """Build OSDIRF's network."""
     torch.manual_seed(seed)
     return OSDIRFModel(
         timestep=0,
         state="scaled",
         image_score="max",
-        backbone=arguments.backbone,
+        backbone=backbone,
         layers=None,
-        feature_dim=arguments.feature_dim,
-        grid_size=grid,
-        denoiser=denoiser,
-        prediction_type=prediction_type,
+        feature_dim=settings["feature_dim"] or None,
+        grid_size=settings["grid"],
+        denoiser=settings["denoiser"],
+        prediction_type=settings["prediction_type"],
         density="standard",
         ema_decay=0.999,
     )
 
 
-def train(network: OSDIRFModel, features: Tensor, seed: int, arguments: argparse.Namespace) -> float:
+def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int) -> float:
     """Train the denoiser as OSDIRF does by default, and return the seconds that it took."""
-    optimizer = torch.optim.AdamW(network.denoiser.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(network.denoiser.parameters(), lr=_LEARNING_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     network.train()
-    for step in range(arguments.max_steps):
-        share = warmup_cosine(step, min(100, arguments.max_steps // 10), arguments.max_steps, 0.0, 0.0)
+    for step in range(max_steps):
+        share = warmup_cosine(step, min(100, max_steps // 10), max_steps, 0.0, 0.0)
         for group in optimizer.param_groups:
-            group["lr"] = share * arguments.learning_rate
+            group["lr"] = share * _LEARNING_RATE
         chosen = torch.randint(len(features), (_BATCH,), generator=generator)
         loss = network.training_loss(features[chosen], generator)
         optimizer.zero_grad()
@@ -142,12 +179,59 @@ def train(network: OSDIRFModel, features: Tensor, seed: int, arguments: argparse
     return time.perf_counter() - start
 
 
+def trained(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int, file: Path) -> float:
+    """Train, or load what was trained before; return the seconds that the training took."""
+    if not file.is_file():
+        seconds = train(network, features, seed, max_steps)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        torch.save({"seconds": seconds, "ema": network.ema.state_dict()}, temporary)
+        temporary.replace(file)
+    kept = torch.load(file, weights_only=True)
+    network.ema.load_state_dict(kept["ema"])
+    return float(kept["seconds"])
+
+
+@torch.no_grad()
+def whitened(network: OSDIRFModel, features: Tensor) -> Tensor:
+    """Features on the network's grid, whitened."""
+    return torch.cat([network.whitening(network.backbone.pool(part)) for part in features.split(64)])
+
+
+@torch.no_grad()
+def fields(network: OSDIRFModel, z: Tensor, timestep: int, state: str) -> Tensor:
+    """Inverse residual fields of whitened features, with the fixed noise of ``OSDIRFModel`` for ``noised``."""
+    denoiser, abar = fold(network.ema.module, timestep), network.schedule.abar(timestep)
+    noise = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(0)) if state == "noised" else None
+    return torch.cat([inverse_residual_field(denoiser, part, abar, state, noise) for part in z.split(64)])
+
+
+# ---------------------------------------------------------------------- read-outs
+
+
 @torch.no_grad()
 def negative_log_densities(training: Tensor, test: Tensor, density: str) -> tuple[Tensor, Tensor]:
-    """Fit a density on training fields ``(N, D, h, w)``, and return its values on both, ``(N, h, w)``, nats."""
-    fitted = build_density(density, training.shape[1], training.shape[-1])
+    """Fit a density on training fields ``(N, D, h, w)``, and return its values on both, ``(N, h, w)``, nats.
+
+    Args:
+        training: Fields of training images.
+        test: Fields of test images.
+        density: Name, and shrinkage behind a colon if it is not the default.
+    """
+    name, _, shrinkage = density.partition(":")
+    strength = float(shrinkage) if shrinkage[:1].isdigit() else shrinkage or "oas"
+    fitted = build_density(name, training.shape[1], training.shape[-1], strength)
     fitted.fit(training.split(64))
-    return tuple(torch.cat([fitted(part) for part in fields.split(64)]) for fields in (training, test))  # type: ignore[return-value]
+    of_training, of_test = (torch.cat([fitted(part) for part in each.split(64)]) for each in (training, test))
+    return of_training, of_test
+
+
+@torch.no_grad()
+def details_map(network: OSDIRFModel, training: Tensor, test: Tensor) -> Tensor:
+    """Negative log density of the test images' features on the finer grid, shape ``(N, h, w)``, nats."""
+    density = PositionGaussian(network.whitening.out_channels, _DETAILS_GRID)
+    density.fit(network.whitening(part.float()) for part in training.split(32))
+    return torch.cat([density(network.whitening(part.float())) for part in test.split(32)])
 
 
 def image_scores(training: Tensor, test: Tensor) -> dict[str, NDArray[np.float64]]:
@@ -159,8 +243,10 @@ def image_scores(training: Tensor, test: Tensor) -> dict[str, NDArray[np.float64
         return {"max": values[:, 0], "top_k": third.mean(dim=1), "mean": values.mean(dim=1)}
 
     of_training, of_test = terms(training), terms(test)
-    standardised = [(of_test[one] - of_training[one].mean()) / of_training[one].std() for one in ("max", "top_k")]
-    return {name: value.double().numpy() for name, value in {**of_test, "max_top_k": sum(standardised)}.items()}  # type: ignore[union-attr, dict-item]
+    deviations = {one: of_training[one].std().clamp_min(1e-6) for one in ("max", "top_k")}
+    total = sum((of_test[one] - of_training[one].mean()) / deviation for one, deviation in deviations.items())
+    assert isinstance(total, Tensor)
+    return {name: value.double().numpy() for name, value in {**of_test, "max_top_k": total}.items()}
 
 
 def image_metrics(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -170,17 +256,17 @@ def image_metrics(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> tup
     return roc_auc_score(labels, scores), average_precision_score(labels, scores), float(f1.max())
 
 
-def pixel_metrics(images: Images, nll: Tensor) -> tuple[float, float, float, float]:
-    """AUROC, AP, F1max and AUPRO (false-positive rate up to 0.3), at up to 4000 thresholds."""
+def pixel_metrics(images: Images, maps: Tensor) -> tuple[float, float, float, float]:
+    """AUROC, AP, F1max and AUPRO (false-positive rate up to 0.3) of maps ``(N, _MAP_SIDE, _MAP_SIDE)``."""
     assert images.masks is not None
-    maps = upsampled(nll[:, None], (_MAP_SIDE, _MAP_SIDE)).flatten(1).numpy()
-    truth = images.masks.reshape(len(maps), -1)
-    edges = np.unique(np.quantile(maps.ravel()[::7], np.linspace(0, 1, 4001)))
-    bins = np.searchsorted(edges, maps)
+    values = maps.flatten(1).numpy()
+    truth = images.masks.reshape(len(values), -1)
+    edges = np.unique(np.quantile(values.ravel()[::7], np.linspace(0, 1, 4001)))
+    bins = np.searchsorted(edges, values)
     count = len(edges) + 1
 
-    def cumulated(values: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.cumsum(np.bincount(values, minlength=count)[::-1]).astype(float)
+    def cumulated(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.cumsum(np.bincount(chosen, minlength=count)[::-1]).astype(float)
 
     positives, negatives = cumulated(bins[truth]), cumulated(bins[~truth])
     recall, false_rate = positives / positives[-1], negatives / negatives[-1]
@@ -196,6 +282,28 @@ def pixel_metrics(images: Images, nll: Tensor) -> tuple[float, float, float, flo
     )
 
 
+def read_out(
+    images: Images, both: tuple[Tensor, Tensor], density: str, details: Tensor | None
+) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """Return the metrics of the fields of training and test images, and the default image scores."""
+    of_training, of_test = negative_log_densities(*both, density)
+    scores = image_scores(of_training, of_test)
+    row: dict[str, float] = {}
+    for name, values in scores.items():
+        row |= {f"{name}_{key}": v for key, v in zip(("AUROC", "AP", "F1Max"), image_metrics(images.labels, values))}  # noqa: B905
+    if images.masks is not None:
+        size = (_MAP_SIDE, _MAP_SIDE)
+        maps = upsampled(of_test[:, None], size)[:, 0]
+        row |= dict(zip(PIXEL, pixel_metrics(images, maps), strict=True))
+        if details is not None and density.startswith(DEFAULTS["density"]):
+            maps += upsampled(details[:, None], size)[:, 0]
+            row |= dict(zip(COMBINED, pixel_metrics(images, maps), strict=True))
+    return {name: round(value, 5) for name, value in row.items()}, scores["max_top_k"]
+
+
+# ---------------------------------------------------------------------- running
+
+
 class Table:
     """Rows kept in a CSV file, each written as soon as it is known.
 
@@ -203,7 +311,7 @@ class Table:
         file: The file.
     """
 
-    columns = (*KEYS, "training_seconds", *IMAGE, *PIXEL)
+    columns = (*KEYS, "training_seconds", *IMAGE, *PIXEL, *COMBINED)
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -216,7 +324,7 @@ class Table:
         """Tell whether there is a row with these values."""
         return any(all(row[name] == str(value) for name, value in key.items()) for row in self.rows)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Settings) -> None:
         """Append a row."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         new = not self.file.is_file()
@@ -228,162 +336,327 @@ class Table:
         self.rows.append({name: str(row.get(name, "")) for name in self.columns})
 
 
-def read_out(images: Images, training: Tensor, test: Tensor, key: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Measure one read-out."""
-    nll, of_test = negative_log_densities(training, test, key["density"])
-    row: dict[str, Any] = {**key, "training_seconds": round(seconds, 1)}
-    for name, scores in image_scores(nll, of_test).items():
-        for metric, value in zip(("AUROC", "AP", "F1Max"), image_metrics(images.labels, scores), strict=True):
-            row[f"{name}_{metric}"] = round(value, 5)
-    if images.masks is not None:
-        row |= {name: round(v, 5) for name, v in zip(PIXEL, pixel_metrics(images, of_test), strict=True)}
-    return row
+def settings_of(study: str) -> list[Settings]:
+    """All settings of a study: the defaults, with its values in their places."""
+    varied = STUDIES[study]
+    return [DEFAULTS | dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
 
 
-def chosen_images(count: int, wanted: int | None) -> Tensor:
-    """Indices of the training images: all, or some spread over the set."""
-    return torch.linspace(0, count - 1, min(count, wanted or count)).round().long()
+def without_denoiser(settings: Settings) -> Settings:
+    """Return the settings of the same features and density with nothing trained."""
+    empty = dict.fromkeys(("prediction_type", "steps", "state", "timestep"), "")
+    return {**settings, "denoiser": FEATURES, **empty}
 
 
-@torch.no_grad()
-def whitened(network: OSDIRFModel, features: Tensor) -> Tensor:
-    """Features on the network's grid, whitened."""
-    return torch.cat([network.whitening(network.backbone.pool(part)) for part in features.split(64)])
+def by_network(wanted: list[Settings]) -> dict[tuple[Any, ...], list[Settings]]:
+    """Group settings by the network that they are read out of, each once."""
+    groups: dict[tuple[Any, ...], list[Settings]] = {}
+    for settings in wanted:
+        group = groups.setdefault(tuple(settings[name] for name in NETWORK), [])
+        if settings not in group:
+            group.append(settings)
+    return groups
 
 
-@torch.no_grad()
-def fields(network: OSDIRFModel, z: Tensor, timestep: int, state: str) -> Tensor:
-    """Inverse residual fields of whitened features."""
-    denoiser, abar = fold(network.ema.module, timestep), network.schedule.abar(timestep)
-    return torch.cat([inverse_residual_field(denoiser, part, abar, state) for part in z.split(64)])
+class Ablation:
+    """The ablation on one data set.
 
+    Args:
+        name: The data set's name.
+        images: The data set.
+        arguments: The command line's.
+        table: Where rows go.
+    """
 
-def ablate(name: str, images: Images, arguments: argparse.Namespace, table: Table) -> None:
-    """Train what there is no network of yet, and read out what there is no row of yet."""
-    networks = itertools.product(
-        arguments.seeds, arguments.images, arguments.denoisers, arguments.prediction_types, arguments.grids
-    )
-    for seed, wanted, denoiser, prediction_type, grid in networks:
-        chosen = chosen_images(len(images.train), wanted)
-        key = {"data": name, "seed": seed, "images": len(chosen), "grid": grid}
-        own = {**key, "denoiser": denoiser, "prediction_type": prediction_type}
-        outputs = list(itertools.product(arguments.states, arguments.timesteps, arguments.densities))
-        features = [{**key, "denoiser": FEATURES, "density": density} for density in arguments.densities]
-        missing = [
-            {**own, "state": state, "timestep": timestep, "density": density}
-            for state, timestep, density in outputs
-            if not table.has(**own, state=state, timestep=timestep, density=density)
-        ]
-        if not missing and all(table.has(**one) for one in features):
-            continue
-        network = build(arguments, denoiser, prediction_type, grid, seed)
-        training = images.train[chosen]
+    def __init__(self, name: str, images: Images, arguments: argparse.Namespace, table: Table) -> None:
+        self.name = name
+        self.images = images
+        self.arguments = arguments
+        self.table = table
+        self.details: dict[tuple[Any, ...], Tensor] = {}
+
+    def run(self, seed: int, wanted: list[Settings]) -> None:
+        """Train what there is no network of yet, and read out what there is no row of yet."""
+        for group in by_network(wanted).values():
+            everything = group
+            if seed == self.arguments.seeds[0]:  # features know no seed
+                everything = [*{str(one): one for one in map(without_denoiser, group)}.values(), *group]
+            missing = [one for one in everything if not self.table.has(data=self.name, seed=seed, **one)]
+            if missing:
+                self._read_out(seed, group[0], missing)
+
+    def _read_out(self, seed: int, settings: Settings, missing: list[Settings]) -> None:
+        """Add rows that one network, or its features, serve for."""
+        network = build(settings, self.arguments.backbone, seed)
+        count = len(self.images.train)
+        chosen = torch.linspace(0, count - 1, settings["images"] or count).round().long()
+        training = self.images.train[chosen]
         moments = StreamingMoments()
         for part in training.split(64):
             moments.update(part.permute(0, 2, 3, 1).flatten(0, 2))
         network.whitening.fit(moments)
-        z, z_test = whitened(network, training), whitened(network, images.test)
-        for one in features:
-            if not table.has(**one):
-                empty = {"prediction_type": "", "state": "", "timestep": ""}
-                table.add(read_out(images, z, z_test, {**one, **empty}, 0.0))
-        if not missing:
-            continue
-        file = arguments.output / "networks" / ("-".join(str(value) for value in own.values()) + ".pt")
-        if file.is_file():
-            kept = torch.load(file, weights_only=True)
-            network.ema.load_state_dict(kept["ema"])
-        else:
+        key = (settings["images"], settings["feature_dim"])
+        if key not in self.details and self.images.masks is not None:
+            self.details[key] = details_map(network, self.images.fine_train[chosen], self.images.fine_test)
+        z, z_test = whitened(network, training), whitened(network, self.images.test)
+        seconds = 0.0
+        if any(one["denoiser"] != FEATURES for one in missing):
+            name = "-".join(str(part) for part in (self.name, seed, *(settings[one] for one in NETWORK)))
             pooled = torch.cat([network.backbone.pool(part) for part in training.split(64)])
-            kept = {"seconds": train(network, pooled, seed, arguments), "ema": network.ema.state_dict()}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(kept, file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").replace(file)
-        for one in missing:
-            both = [fields(network, each, one["timestep"], one["state"]) for each in (z, z_test)]
-            row = read_out(images, both[0], both[1], one, kept["seconds"])
-            table.add(row)
-            print({column: row.get(column) for column in (*KEYS, "max_top_k_AUROC", *PIXEL)}, flush=True)
+            file = self.arguments.output / "networks" / f"{name}.pt"
+            seconds = trained(network, pooled, seed, settings["steps"], file)
+        questions = itertools.groupby(
+            sorted(missing, key=lambda one: (str(one["state"]), str(one["timestep"]))),
+            key=lambda one: (one["denoiser"], one["timestep"], one["state"]),
+        )
+        for (denoiser, timestep, state), rows in questions:
+            none = denoiser == FEATURES
+            both = (z, z_test) if none else tuple(fields(network, each, timestep, state) for each in (z, z_test))
+            for one in rows:
+                metrics, scores = read_out(self.images, both, one["density"], self.details.get(key))
+                self._keep_scores(seed, one, scores)
+                spent = 0.0 if none else round(seconds, 1)
+                self.table.add({"data": self.name, "seed": seed, **one, "training_seconds": spent, **metrics})
+                print(self.name, seed, *one.values(), *metrics.values(), flush=True)
+
+    def _keep_scores(self, seed: int, one: Settings, scores: NDArray[np.float64]) -> None:
+        """Keep the scores of the first seed's default network, and of its features, for the histograms."""
+        fixed = (name for name in (*NETWORK, *READ_OUT) if name not in {"density", "denoiser"})
+        default = all(one[name] in {DEFAULTS[name], ""} for name in fixed) and ":" not in one["density"]
+        if seed == self.arguments.seeds[0] and one["denoiser"] in {DEFAULTS["denoiser"], FEATURES} and default:
+            file = self.arguments.output / "scores" / f"{self.name}-{one['denoiser']}-{one['density']}.csv"
+            file.parent.mkdir(exist_ok=True)
+            np.savetxt(file, np.c_[self.images.labels, scores], "%g", ",", header="label,score", comments="")
 
 
-# ---------------------------------------------------------------------- plots
+# ---------------------------------------------------------------------- tables and plots
 
+STYLES = ("-o", "--s", ":^", "-.D", "-v", "--x")
+LABELS = {
+    "max_top_k_AUROC": "image AUROC",
+    "combined_AUROC": "pixel AUROC",
+    "combined_AUPRO": "AUPRO (FPR up to 0.3)",
+}
 Means = dict[tuple[str, ...], tuple[float, float]]
 
-STYLES = ("-o", "--s", ":^", "-.D", "-v", "--x", ":P")
 
-
-def mean_rows(rows: Iterable[dict[str, str]], by: Sequence[str], metric: str) -> Means:
-    """Mean and standard deviation over seeds."""
+def means(table: Table, metric: str, by: Sequence[str], **fixed: object) -> Means:
+    """Mean and standard deviation over seeds, of the rows with the given values, by others."""
     groups: dict[tuple[str, ...], list[float]] = {}
-    for row in rows:
-        if row[metric]:
+    for row in table.rows:
+        if row[metric] and all(row[name] == str(value) for name, value in fixed.items()):
             groups.setdefault(tuple(row[name] for name in by), []).append(float(row[metric]))
     return {key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for key, v in groups.items()}
 
 
-def plot(table: Table, output: Path) -> Iterator[Path]:
-    """Draw AUROC against timestep, a line for each network and density, and AUROC against training seconds."""
-    mpl.use("Agg")
-    for metric, label in (("max_top_k_AUROC", "image AUROC"), ("pixel_AUPRO", "AUPRO (FPR up to 0.3)")):
-        data = sorted({row["data"] for row in table.rows if row[metric]})
-        if not data:
+def others(study: str) -> Settings:
+    """Return the defaults of what a study does not vary."""
+    return {name: value for name, value in DEFAULTS.items() if name not in STUDIES[study]}
+
+
+def study_table(table: Table, study: str, data: Sequence[str]) -> Iterator[str]:
+    """Write a study as a Markdown table: image AUROC, pixel AUROC and AUPRO for each data set."""
+    varied = tuple(STUDIES[study])
+    cells: dict[tuple[str, ...], list[str]] = {}
+    for name, (metric, _) in itertools.product(data, LABELS.items()):
+        found = means(table, metric, varied, data=name, **others(study))
+        for values in itertools.product(*STUDIES[study].values()):
+            key = tuple(str(value) for value in values)
+            cells.setdefault(key, []).append("{:.3f} ± {:.3f}".format(*found[key]) if key in found else "-")
+    plain = without_denoiser(DEFAULTS)
+    row = []
+    for name, metric in itertools.product(data, LABELS):
+        found = means(table, metric, (), data=name, **plain)
+        row.append("-" if () not in found else f"{found[()][0]:.3f}")
+    yield f"### {study}"
+    yield ""
+    yield "| " + " | ".join([*varied, *(f"{name} {label}" for name in data for label in LABELS.values())]) + " |"
+    yield "|---" * (len(varied) + len(data) * len(LABELS)) + "|"
+    for key, values in cells.items():
+        if set(values) != {"-"}:
+            yield "| " + " | ".join([*key, *values]) + " |"
+    yield "| " + " | ".join(["no denoiser", *[""] * (len(varied) - 1), *row]) + " |"
+    yield ""
+
+
+def best_settings(table: Table, data: Sequence[str]) -> Iterator[str]:
+    """Say what each data set's best setting would have gained over the default, seeds averaged."""
+    yield "### What each data set's best setting would have gained"
+    yield ""
+    yield "| data | metric | default | best | gain | settings of the best |"
+    yield "|---|---|---|---|---|---|"
+    of_images = [name for name in IMAGE if name.endswith("AUROC")]
+    for name, (metric, label) in itertools.product(data, LABELS.items()):
+        columns = of_images if metric in of_images else [metric, metric.replace("combined", "pixel")]
+        default = means(table, metric, (), data=name, **DEFAULTS).get(())
+        found = {
+            (column, *key): mean
+            for column in columns
+            for key, (mean, _) in means(table, column, (*NETWORK, *READ_OUT), data=name).items()
+            if key[0] == str(DEFAULTS["images"]) and FEATURES not in key
+        }
+        if default is None or not found:
             continue
-        figure, axes = plt.subplots(1, len(data), figsize=(4.2 * len(data), 3.6), squeeze=False)
-        for axis, name in zip(axes[0], data, strict=True):
-            rows = [row for row in table.rows if row["data"] == name]
-            lines: dict[str, list[tuple[int, float, float]]] = {}
-            by = ("denoiser", "prediction_type", "grid", "state", "density", "timestep")
-            for key, (mean, deviation) in mean_rows(rows, by, metric).items():
-                if key[0] == FEATURES:
-                    axis.axhline(mean, color="0.6", linestyle="--", linewidth=0.8)
-                else:
-                    lines.setdefault(" ".join(key[:-1]), []).append((int(key[-1]), mean, deviation))
-            for (line, points), style in zip(sorted(lines.items()), itertools.cycle(STYLES), strict=False):
-                timesteps, means, deviations = zip(*sorted(points), strict=True)
-                axis.errorbar(timesteps, means, deviations, fmt=style, markersize=4, linewidth=1, label=line)
-            axis.set(title=name, xlabel="timestep of the noise schedule", ylabel=label)
-        axes[0][0].legend(fontsize=6)
-        figure.tight_layout()
-        for suffix in ("png", "svg"):
-            file = output / f"timesteps-{metric}.{suffix}"
-            figure.savefig(file, dpi=150)
-            yield file
-        plt.close(figure)
+        best = max(found, key=lambda key: found[key])
+        setting = dict(zip((*NETWORK, *READ_OUT), best[1:], strict=True))
+        changed = [f"{key} {value}" for key, value in setting.items() if value != str(DEFAULTS[key])]
+        chosen = ", ".join([*changed, *([best[0].rsplit("_", 1)[0]] if best[0] != metric else [])])
+        yield (
+            f"| {name} | {label} | {default[0]:.3f} | {found[best]:.3f} | {found[best] - default[0]:+.3f} | "
+            f"{chosen or 'the default'} |"
+        )
+    yield ""
+
+
+def save(figure: Any, output: Path, name: str) -> None:  # noqa: ANN401
+    """Save a figure as PNG and SVG."""
+    figure.tight_layout()
+    for suffix in ("png", "svg"):
+        figure.savefig(output / f"{name}.{suffix}", dpi=110)
+        print(output / f"{name}.{suffix}")
+    plt.close(figure)
+
+
+def panels(count: int) -> tuple[Any, Any]:
+    """Make a row of axes."""
+    figure, axes = plt.subplots(1, count, figsize=(3.6 * count, 3.4), squeeze=False)
+    return figure, axes[0]
+
+
+def plot_timesteps(table: Table, data: Sequence[str], output: Path) -> None:
+    """AUROC and AUPRO against the timestep, a line for each density."""
+    for metric, title in (("max_top_k_AUROC", "image AUROC"), ("pixel_AUPRO", "AUPRO of the field's map")):
+        shown = [name for name in data if means(table, metric, (), data=name, **others("timestep"))]
+        if not shown:
+            continue
+        figure, axes = panels(len(shown))
+        for axis, name in zip(axes, shown, strict=True):
+            found = means(table, metric, ("density", "timestep"), data=name, **others("timestep"))
+            for density, style in zip(STUDIES["timestep"]["density"], STYLES, strict=False):
+                points = sorted((int(t), *value) for (which, t), value in found.items() if which == density)
+                if points:
+                    x, y, error = zip(*points, strict=True)
+                    axis.errorbar(x, y, error, fmt=style, color="black", markersize=4, linewidth=1, label=density)
+            plain = means(table, metric, (), data=name, **without_denoiser(DEFAULTS))
+            if () in plain:
+                axis.axhline(plain[()][0], color="0.5", linewidth=2, label="position_full, no denoiser")
+            axis.set(title=name, xlabel="timestep", ylabel=title)
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=7)
+        save(figure, output, "timesteps-" + metric.split("_")[-1])
+
+
+def plot_seconds(table: Table, data: Sequence[str], output: Path) -> None:
+    """Image AUROC against seconds of training, a line for each denoiser."""
+    figure, axes = panels(len(data))
+    free = ("denoiser", "steps")
+    fixed = {name: value for name, value in DEFAULTS.items() if name not in free}
+    for axis, name in zip(axes, data, strict=True):
+        heights = means(table, "max_top_k_AUROC", free, data=name, **fixed)
+        seconds = means(table, "training_seconds", free, data=name, **fixed)
+        denoisers = sorted({key[0] for key in heights} - {FEATURES})
+        for denoiser, style in zip(denoisers, STYLES, strict=False):
+            points = sorted((seconds[key][0], *heights[key]) for key in heights if key[0] == denoiser)
+            x, y, error = zip(*points, strict=True)
+            axis.errorbar(x, y, error, fmt=style, color="black", markersize=4, linewidth=1, label=denoiser)
+        plain = means(table, "max_top_k_AUROC", (), data=name, **without_denoiser(DEFAULTS))
+        if () in plain:
+            axis.axhline(plain[()][0], color="0.5", linewidth=2, label="no denoiser")
+        axis.set(title=name, xlabel="training, features cached (s)", ylabel="image AUROC", xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    save(figure, output, "training-seconds")
+
+
+def plot_few_shot(table: Table, data: Sequence[str], output: Path) -> None:
+    """Image AUROC against the number of training images."""
+    figure, axes = panels(len(data))
+    free = ("denoiser", "density", "images")
+    for axis, name in zip(axes, data, strict=True):
+        fixed = {key: value for key, value in DEFAULTS.items() if key not in free}
+        found = means(table, "max_top_k_AUROC", free, data=name, **fixed)
+        plain = {key: value for key, value in without_denoiser(DEFAULTS).items() if key not in free}
+        found |= {
+            key: value
+            for key, value in means(table, "max_top_k_AUROC", free, data=name, **plain).items()
+            if key[0] == FEATURES and key[1] == DEFAULTS["density"]
+        }
+        lines = sorted({key[:2] for key in found if key[2] == str(STUDIES["few_shot"]["images"][0])})
+        for line, style in zip(lines, STYLES, strict=False):
+            everything = 1000  # where "all" is drawn
+            points = sorted((int(key[2]) or everything, *value) for key, value in found.items() if key[:2] == line)
+            x, y, error = zip(*points, strict=True)
+            axis.errorbar(x, y, error, fmt=style, color="black", markersize=4, linewidth=1, label=" ".join(line))
+        ticks = [count or 1000 for count in STUDIES["few_shot"]["images"]]
+        axis.set(title=name, xlabel="training images", ylabel="image AUROC", xscale="log")
+        axis.set_xticks(ticks, [str(count or "all") for count in STUDIES["few_shot"]["images"]])
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    save(figure, output, "few-shot")
+
+
+def plot_histograms(data: Sequence[str], output: Path) -> None:
+    """Scores of normal and anomalous test images, for each density; the first seed."""
+    rows = [(DEFAULTS["denoiser"], density) for density in STUDIES["timestep"]["density"]]
+    rows.append((FEATURES, DEFAULTS["density"]))
+    figure, axes = plt.subplots(len(data), len(rows), figsize=(2.8 * len(rows), 2.2 * len(data)), squeeze=False)
+    for line, name in zip(axes, data, strict=True):
+        for axis, (denoiser, density) in zip(line, rows, strict=True):
+            file = output / "scores" / f"{name}-{denoiser}-{density}.csv"
+            axis.set_title(f"{name}, {'no denoiser' if denoiser == FEATURES else density}", fontsize=8)
+            if not file.is_file():
+                continue
+            labels, scores = np.loadtxt(file, delimiter=",", skiprows=1).T
+            edges = np.linspace(*np.quantile(scores, (0.0, 0.98)), 31)
+            normal, anomalous = (np.clip(scores[labels == label], edges[0], edges[-1]) for label in (0, 1))
+            axis.hist(normal, edges, color="0.75", label="normal")
+            axis.hist(anomalous, edges, histtype="step", color="black", hatch="///", label="anomalous")
+            axis.set_xlabel("score (standard deviations of training images)", fontsize=6)
+            axis.set_ylabel("images", fontsize=6)
+            axis.tick_params(labelsize=6)
+    axes[0][0].legend(fontsize=7)
+    save(figure, output, "histograms")
+
+
+def report(table: Table, output: Path) -> None:
+    """Write the tables and draw the plots of all rows that there are."""
+    mpl.use("Agg")
+    data = list(dict.fromkeys(row["data"] for row in table.rows))
+    lines = [line for study in STUDIES for line in study_table(table, study, data)]
+    (output / "ablation.md").write_text("\n".join([*lines, *best_settings(table, data)]), encoding="utf-8")
+    print(output / "ablation.md")
+    plot_timesteps(table, data, output)
+    plot_seconds(table, data, output)
+    plot_few_shot(table, data, output)
+    plot_histograms(data, output)
 
 
 def main() -> None:
-    """Run what is missing, and draw the plots."""
+    """Run what is missing, and write tables and plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, nargs="*", default=[], help="data sets besides the embedded ones")
     parser.add_argument("--category", nargs="*", choices=CATEGORIES, default=[], help="surfaces of the embedded data")
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--weights", help="local weights file of the backbone")
-    parser.add_argument("--feature-dim", type=int, default=96)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, nargs="+", default=[0], help="training images; 0: all")
-    parser.add_argument("--denoisers", nargs="+", default=["mlp"])
-    parser.add_argument("--prediction-types", nargs="+", default=["v_prediction", "epsilon"])
-    parser.add_argument("--grids", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--timesteps", type=int, nargs="+", default=[0, 30, 60, 100, 150, 200, 300, 500, 800])
-    parser.add_argument("--states", nargs="+", default=["scaled"])
-    parser.add_argument("--densities", nargs="+", default=["standard", "position_full"])
-    parser.add_argument("--max-steps", type=int, default=600)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--output", type=Path, default=Path("results/ablation"))
     arguments = parser.parse_args()
-    table = Table(arguments.output / "ablation.csv")
     sources: dict[str, Any] = {root.name: mvtec_folder(root) for root in arguments.root}
     sources |= {category: SyntheticSurfaces(category=category) for category in arguments.category}
-    if not sources:
-        parser.error("there are no data: give --root, --category or both")
+    wanted = [settings for study in arguments.studies for settings in settings_of(study)]
+    table = Table(arguments.output / "ablation.csv")
     for name, datamodule in sources.items():
-        network = build(arguments, "mlp", "epsilon", min(arguments.grids), 0)
-        network.backbone.load_pretrained(arguments.weights)
+        backbone = build(DEFAULTS, arguments.backbone, 0).backbone
+        backbone.load_pretrained(arguments.weights)
         file = arguments.output / "features" / f"{name}-{arguments.backbone}.pt"
-        ablate(name, Images(datamodule, network.backbone.folded(), file), arguments, table)
-    for file in plot(table, arguments.output):
-        print(file)
+        ablation = Ablation(name, Images(datamodule, backbone.folded(), file), arguments, table)
+        for seed in arguments.seeds:
+            ablation.run(seed, wanted)
+    table = Table(table.file)  # with the rows of other processes
+    if not table.rows:
+        parser.error(f"{table.file} has no rows yet, and there are no data: give --root, --category or both")
+    report(table, arguments.output)
 
 
 if __name__ == "__main__":
