@@ -21,6 +21,8 @@ from anomalib_osdirf.progress import phase
 
 logger = logging.getLogger(__name__)
 
+_FITTING_BATCH = 32  # images at once, because moments are merged at the same cost for one or many
+
 
 class Quantiser:
     """Quantises a converted network, and fits density, thresholds, minima and maxima anew on its own outputs.
@@ -132,12 +134,14 @@ class Quantiser:
     def _fit(self, compiled: Any) -> None:  # noqa: ANN401
         """Fit densities and score constants on the fields of all training images, without any anomaly."""
         dataset, fields, details = self.datamodule.train_data, [], StreamingMoments()
-        indices = phase("Density fit of the quantised network", range(len(dataset)), len(dataset), self.visible)
-        for index in indices:
-            field, more = _fields(compiled(dataset[index].image[None].numpy()))
-            fields.append(field)
-            if more is not None:
-                details.update(more.flatten(2).permute(2, 0, 1))
+        starts = range(0, len(dataset), _FITTING_BATCH)
+        batches = (range(start, min(start + _FITTING_BATCH, len(dataset))) for start in starts)
+        for indices in phase("Density fit of the quantised network", batches, len(dataset), self.visible, len):
+            outputs = [_fields(compiled(dataset[index].image[None].numpy())) for index in indices]
+            fields.append(torch.cat([field for field, _ in outputs]))
+            more = [one for _, one in outputs if one is not None]
+            if more:
+                details.update(torch.cat(more).flatten(2).permute(2, 0, 1))
         self.model.fit(lambda: fields)
         if details.count:
             self.model.fit_details(details)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact mean and covariance in one streaming pass, with memory independent of the number of samples."""
 
+from math import sqrt
+
 import torch
 from torch import Tensor
 
@@ -41,14 +43,22 @@ class StreamingMoments:
         if not bool(torch.isfinite(samples).all()):
             msg = "Features are not finite: an image or the backbone's weights hold NaN or infinite values."
             raise ValueError(msg)
-        batch = StreamingMoments()
-        batch.count = samples.shape[-2]
-        if batch.count:
-            batch.mean = samples.mean(dim=-2)
-            centred = samples - batch.mean.unsqueeze(-2)
-            batch.scatter = centred.transpose(-1, -2) @ centred
-        total = self.merged(batch)
-        self.count, self.mean, self.scatter = total.count, total.mean, total.scatter
+        count, dim = samples.shape[-2:]
+        if count == 0:
+            return
+        if self.count == 0:
+            self.mean = samples.new_zeros(*samples.shape[:-2], dim)
+            self.scatter = samples.new_zeros(*samples.shape[:-2], dim, dim)
+        mean = samples.mean(dim=-2, keepdim=True)
+        delta = mean - self.mean.unsqueeze(-2)
+        total = self.count + count
+        # As one more sample, the means' difference adds what lies between both batches; in place, because the scatter
+        # of a fine grid is far larger than a batch.
+        rows = torch.cat([samples - mean, delta * sqrt(self.count * count / total)], dim=-2)
+        rows = rows.reshape(-1, count + 1, dim)
+        self.scatter.view(-1, dim, dim).baddbmm_(rows.transpose(1, 2), rows)
+        self.mean = self.mean + delta.squeeze(-2) * (count / total)
+        self.count = total
 
     def merged(self, other: "StreamingMoments") -> "StreamingMoments":
         """Return the moments of these samples and those of another, neither of which is changed."""
