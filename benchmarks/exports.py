@@ -96,6 +96,7 @@ def export_all(arguments: argparse.Namespace) -> dict[str, Path]:
                     input_size=None if name == "OSDIRF" else (256, 256),
                     compression_type=CompressionType[key] if key not in {"FP32", DEVICE} else None,
                     datamodule=data,
+                    max_drop=arguments.max_drop,
                     onnx_kwargs={"inference_precision": "any"} if key == DEVICE else None,
                 )
                 print(f"{name} {key}: exported in {time.perf_counter() - start:.0f} s", flush=True)
@@ -215,6 +216,7 @@ def main() -> None:
         "same memory bank in size, selected n times faster",
     )
     parser.add_argument("--padim-layers", nargs="+", default=["blocks.1", "blocks.2", "blocks.4"])
+    parser.add_argument("--max-drop", type=float, default=0.01, help="image F1 score that INT8_ACQ may lose")
     parser.add_argument("--output", type=Path, default=Path("results/exports"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=30)
