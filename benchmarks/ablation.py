@@ -159,10 +159,10 @@ def build(settings: Settings, backbone: str, seed: int) -> OSDIRFModel:
 
 
 def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int) -> float:
-    """Train the denoiser as OSDIRF does by default, and return the seconds that it took."""
+    """Train the denoiser as OSDIRF does by default, and return the CPU seconds that it took, all threads together."""
     optimizer = torch.optim.AdamW(network.denoiser.parameters(), lr=_LEARNING_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
-    start = time.perf_counter()
+    start = time.process_time()
     network.train()
     for step in range(max_steps):
         share = warmup_cosine(step, min(100, max_steps // 10), max_steps, 0.0, 0.0)
@@ -176,11 +176,11 @@ def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int) -> 
         optimizer.step()
         network.ema.update_parameters(network.denoiser)
     network.eval()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def trained(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int, file: Path) -> float:
-    """Train, or load what was trained before; return the seconds that the training took."""
+    """Train, or load what was trained before; return the CPU seconds that the training took."""
     if not file.is_file():
         seconds = train(network, features, seed, max_steps)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -547,7 +547,7 @@ def plot_timesteps(table: Table, data: Sequence[str], output: Path) -> None:
 
 
 def plot_seconds(table: Table, data: Sequence[str], output: Path) -> None:
-    """Image AUROC against seconds of training, a line for each denoiser."""
+    """Image AUROC against CPU seconds of training, a line for each denoiser."""
     figure, axes = panels(len(data))
     free = ("denoiser", "steps")
     fixed = {name: value for name, value in DEFAULTS.items() if name not in free}
@@ -562,7 +562,7 @@ def plot_seconds(table: Table, data: Sequence[str], output: Path) -> None:
         plain = means(table, "max_top_k_AUROC", (), data=name, **without_denoiser(DEFAULTS))
         if () in plain:
             axis.axhline(plain[()][0], color="0.5", linewidth=2, label="no denoiser")
-        axis.set(title=name, xlabel="training, features cached (s)", ylabel="image AUROC", xscale="log")
+        axis.set(title=name, xlabel="training, features cached (CPU s)", ylabel="image AUROC", xscale="log")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     save(figure, output, "training-seconds")
