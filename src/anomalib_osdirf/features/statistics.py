@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact mean and covariance in one streaming pass, with memory independent of the number of samples."""
 
+from math import sqrt
+
 import torch
 from torch import Tensor
+
+from anomalib_osdirf.processes import Processes
 
 
 class StreamingMoments:
@@ -29,7 +33,7 @@ class StreamingMoments:
         self.scatter = torch.zeros(())
 
     def update(self, samples: Tensor) -> None:
-        """Merge a batch of samples.
+        """Merge a batch of samples, in place: no more memory is needed than the moments and the batch take.
 
         Args:
             samples: Shape ``(..., N, D)``: N vectors for each group, or none.
@@ -41,14 +45,21 @@ class StreamingMoments:
         if not bool(torch.isfinite(samples).all()):
             msg = "Features are not finite: an image or the backbone's weights hold NaN or infinite values."
             raise ValueError(msg)
-        batch = StreamingMoments()
-        batch.count = samples.shape[-2]
-        if batch.count:
-            batch.mean = samples.mean(dim=-2)
-            centred = samples - batch.mean.unsqueeze(-2)
-            batch.scatter = centred.transpose(-1, -2) @ centred
-        total = self.merged(batch)
-        self.count, self.mean, self.scatter = total.count, total.mean, total.scatter
+        groups, (count, dim) = samples.shape[:-2], samples.shape[-2:]
+        if not self.mean.ndim:
+            self.mean = samples.new_zeros(*groups, dim)
+            self.scatter = samples.new_zeros(*groups, dim, dim)
+        if not count:
+            return
+        total = self.count + count
+        mean = samples.mean(dim=-2, keepdim=True)
+        delta = mean - self.mean.unsqueeze(-2)
+        # The step between the means is one more row, scaled to the weight that it has in the merged scatter.
+        step = delta * sqrt(self.count * count / total)
+        rows = torch.cat((samples - mean, step), dim=-2).reshape(-1, count + 1, dim)
+        self.scatter.view(-1, dim, dim).baddbmm_(rows.mT, rows)
+        self.mean += delta.squeeze(-2) * (count / total)
+        self.count = total
 
     def merged(self, other: "StreamingMoments") -> "StreamingMoments":
         """Return the moments of these samples and those of another, neither of which is changed."""
@@ -60,6 +71,22 @@ class StreamingMoments:
         outer = delta.unsqueeze(-1) * delta.unsqueeze(-2)
         total.mean = self.mean + delta * (other.count / total.count)
         total.scatter = self.scatter + other.scatter + outer * (self.count * other.count / total.count)
+        return total
+
+    def pooled(self, processes: Processes) -> "StreamingMoments":
+        """Return the moments of the samples of all processes, the same bits in each.
+
+        Every process calls this, after an :meth:`update` at least.
+        """
+        if processes.count == 1:
+            return self
+        total = StreamingMoments()
+        total.count = int(processes.add(self.mean.new_tensor(self.count)))
+        total.mean = processes.add(self.mean * self.count) / total.count
+        dim = self.mean.shape[-1]
+        delta = (self.mean - total.mean).reshape(-1, dim, 1)
+        scatter = self.scatter.view(-1, dim, dim).baddbmm(delta, delta.mT, alpha=self.count)
+        total.scatter = processes.add(scatter).view_as(self.scatter)
         return total
 
     def covariance(self) -> Tensor:
