@@ -15,6 +15,7 @@ import pytest
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from lightning.pytorch import Callback
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
@@ -132,6 +133,16 @@ def engine(tmp_path: Path) -> Callable[..., Engine]:
 def pre_processor(size: int = 64) -> Any:
     """Resize to a small square and normalise."""
     return OSDIRF.configure_pre_processor((size, size))
+
+
+class Losses(Callback):
+    """Keeps the losses that a training logs."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: object) -> None:
+        self.losses.append(float(trainer.callback_metrics["train_loss"]))
 
 
 class Trained:

@@ -97,10 +97,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
+def of_processes(name: str, count: int) -> str:
+    """Say of something that several processes do at the same time that it is the first one's share that is told."""
+    return name if count == 1 else f"{name}, process 1 of {count}"
+
+
 def images_of(dataloader: Any) -> int | None:  # noqa: ANN401
     """Return the number of images that a dataloader goes through, ``None`` if it does not tell."""
     try:
-        return len(dataloader.dataset)
+        return len(dataloader.batch_sampler.sampler)
     except (AttributeError, TypeError):
         return None
 

@@ -65,19 +65,6 @@ def test_random_weights_are_never_a_silent_fallback(
         engine().fit(model, datamodule=folder())
 
 
-def test_several_processes(tiny: MakeModel, engine: MakeEngine) -> None:
-    run = engine()
-    model = tiny()
-    run._setup_trainer(model)
-    model.trainer = run.trainer
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(run.trainer), "world_size", 2)
-        with pytest.raises(
-            ValueError, match=r"OSDIRF trains in one process so far, the trainer has 2; use --trainer.dev"
-        ):
-            model.setup("fit")
-
-
 def test_image_too_small_for_the_grid(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
     with pytest.raises(ValueError, match="grid_size=8 with a layer of stride 16 needs images of at least 128 x 128"):
         engine().fit(tiny(grid_size=8), datamodule=folder())

@@ -420,16 +420,6 @@ def test_image_size_that_does_not_fit(folder: MakeFolder, engine: MakeEngine) ->
         engine().fit(model, datamodule=folder())
 
 
-def test_several_processes(engine: MakeEngine) -> None:
-    run, model = engine(), _small()
-    run._setup_trainer(model)
-    model.trainer = run.trainer
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(run.trainer), "world_size", 2)
-        with pytest.raises(ValueError, match="DiffusionAD trains in one process so far"):
-            model.setup("fit")
-
-
 def test_model_that_was_never_trained(folder: MakeFolder, engine: MakeEngine, tmp_path: Path) -> None:
     for action in (
         lambda: engine().test(_small(), datamodule=folder()),

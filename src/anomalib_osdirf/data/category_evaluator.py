@@ -79,7 +79,7 @@ class CategoryEvaluator(Evaluator):
             self._metrics[category] = [copy.deepcopy(metric) for metric in self.test_metrics]
             for metric in self._metrics[category]:
                 metric.reset()
-                metric.compute_on_cpu = self.compute_on_cpu and trainer.num_devices == 1
+                metric.compute_on_cpu = self.compute_on_cpu and trainer.world_size == 1
         scaled = _scaled(batch, pl_module)
         for metric in self._metrics[category]:
             metric.update(scaled)

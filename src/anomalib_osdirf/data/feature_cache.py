@@ -5,7 +5,7 @@
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -47,7 +47,8 @@ class FeatureBatch:
 class FeatureCache:
     """Features by image index, in memory or, above a limit, in a memory-mapped temporary file.
 
-    The file has no name once it is open, so nothing stays behind however the process ends.
+    The file has no name once it is open (on Windows, it is deleted when the process lets go of it), so nothing stays
+    behind however the process ends.
 
     Args:
         num_images: Number N of images.
@@ -94,18 +95,43 @@ class FeatureCache:
 
 
 class CachedFeatureLoader(ResumableLoader):
-    """Shuffled batches of cached features, as a dataloader; the cache itself may be filled later."""
+    """Shuffled batches of cached features, as a dataloader; the cache itself may be filled later.
+
+    Of several processes each caches its own images, and they send each other what a batch needs.
+    """
 
     cache: FeatureCache | None = None
 
+    @property
+    def num_cached(self) -> int:
+        """Number of this process's images."""
+        return len(self.processes.numbers(self.num_images))
+
     def __iter__(self) -> Iterator[FeatureBatch]:
         """Yield what is left of the current epoch."""
-        assert self.cache is not None
         for indices in self.remaining():
-            yield FeatureBatch(self.cache.features[indices])
+            yield FeatureBatch(self._features(indices))
+
+    def _features(self, indices: Tensor) -> Tensor:
+        """Return the features of this process's part of a batch."""
+        assert self.cache is not None
+        rank, count = self.processes.rank, self.processes.count
+        if count == 1:
+            return self.cache.features[indices]
+        parts = [replace(self.processes, rank=other).part(indices) for other in range(count)]
+        wanted = [part[part % count == rank] // count for part in parts]
+        owners = parts[rank] % count
+        received = self.processes.exchange(
+            self.cache.features[torch.cat(wanted)],
+            sent=[len(one) for one in wanted],
+            received=owners.bincount(minlength=count).tolist(),
+        )
+        features = torch.empty_like(received)
+        features[owners.argsort(stable=True)] = received
+        return features
 
     def in_order(self, batch_size: int) -> Iterator[FeatureBatch]:
-        """Yield every image once, in the order of the data set."""
+        """Yield this process's images once, in the order of the data set."""
         assert self.cache is not None
         for features in self.cache.features.split(batch_size):
             yield FeatureBatch(features)

@@ -205,8 +205,22 @@ class MultiCategory(AnomalibDataModule):
         if not self._is_setup:
             self._setup(stage)
             self._is_setup = isinstance(stage, TrainerFn)
+        self._check_processes()
         if isinstance(stage, TrainerFn) and stage in {TrainerFn.TESTING, TrainerFn.PREDICTING}:
             measure_by_category(self.trainer, self.category_of, self.category_thresholds)
+
+    def _check_processes(self) -> None:
+        """Refuse more processes than a category has images: metrics of a category wait for every process."""
+        count = getattr(self.trainer, "world_size", 1)
+        for subset in _SUBSETS[1:]:
+            dataset = getattr(self, subset, None)
+            for category, images in dataset.samples.category.value_counts().items() if dataset is not None else ():
+                if images < count:
+                    msg = (
+                        f"categories has {category!r}, whose {images} images in {subset} are too few for {count} "
+                        f"processes; use --trainer.devices {images} at most."
+                    )
+                    raise ValueError(msg)
 
     def teardown(self, stage: str) -> None:
         """Give the trainer the model's own evaluator back."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_osdirf.features.statistics import StreamingMoments
+from anomalib_osdirf.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
@@ -119,21 +120,24 @@ class Density(nn.Module, ABC):
         """Restore what :meth:`get_extra_state` returned."""
         self.num_images = state["num_images"]
 
-    def fit(self, fields: Iterable[Tensor]) -> None:
+    def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> None:
         """Fit the Gaussian in one pass.
 
         Args:
             fields: The training images' fields in batches, shape ``(B, D, h, w)`` each.
+            processes: Who has the fields of the other images.
         """
-        even, odd = halves = StreamingMoments(), StreamingMoments()
-        num_images = 0
+        halves = StreamingMoments(), StreamingMoments()
+        number = processes.rank
         for field in fields:
             vectors = field.flatten(2).permute(2, 0, 1)
+            numbers = number + processes.count * torch.arange(field.shape[0], device=field.device)
             for parity, half in enumerate(halves):
-                half.update(vectors[:, (num_images + parity) % 2 :: 2])
-            num_images += field.shape[0]
+                half.update(vectors[:, numbers % 2 == parity])
+            number += processes.count * field.shape[0]
+        even, odd = (half.pooled(processes) for half in halves)
         self.fit_moments(even, odd)
-        self.num_images = num_images
+        self.num_images = even.count + odd.count
 
     @abstractmethod
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:

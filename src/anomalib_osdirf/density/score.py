@@ -2,8 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image scores from the map of negative log densities."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+
+from anomalib_osdirf.features.statistics import StreamingMoments
+from anomalib_osdirf.processes import ALONE, Processes
 
 IMAGE_SCORES = ("max", "top_k", "mean")
 
@@ -57,17 +62,22 @@ class StandardisedSum(nn.Module):
         self.register_buffer("scale", torch.ones(num_terms))
         self.register_buffer("offset", torch.zeros(num_terms))
 
-    def fit(self, terms: Tensor) -> None:
+    def fit(self, terms: Iterable[Tensor], processes: Processes = ALONE) -> None:
         """Set the constants.
 
         Args:
-            terms: The quantities of all training images, shape ``(N, num_terms)``, N >= 2.
+            terms: The quantities of all training images in batches, shape ``(B, num_terms)`` each, two images at least.
+            processes: Who has those of the other images.
         """
-        terms = terms.double()
-        std = terms.std(dim=0, unbiased=False)
-        scale = torch.where(std > _NO_SPREAD * terms.abs().amax(dim=0), 1 / std, 1.0)
+        moments = StreamingMoments()
+        for batch in terms:
+            moments.update(batch)
+        moments = moments.pooled(processes)
+        variance = moments.covariance().diagonal()
+        std, size = variance.sqrt(), (variance + moments.mean.square()).sqrt()
+        scale = torch.where(std > _NO_SPREAD * size, 1 / std, 1.0)
         self.scale.copy_(scale)
-        self.offset.copy_(-scale * terms.mean(dim=0))
+        self.offset.copy_(-scale * moments.mean)
 
     def forward(self, terms: Tensor) -> Tensor:
         """Map quantities ``(B, num_terms)`` to their sums ``(B,)``."""

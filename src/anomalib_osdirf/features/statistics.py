@@ -7,6 +7,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from anomalib_osdirf.processes import Processes
+
 
 class StreamingMoments:
     """Mean and scatter matrix of vectors, merged batch by batch in float64 (Chan, Golub and LeVeque 1983).
@@ -31,7 +33,7 @@ class StreamingMoments:
         self.scatter = torch.zeros(())
 
     def update(self, samples: Tensor) -> None:
-        """Merge a batch of samples.
+        """Merge a batch of samples, in place: no more memory is needed than the moments and the batch take.
 
         Args:
             samples: Shape ``(..., N, D)``: N vectors for each group, or none.
@@ -43,21 +45,20 @@ class StreamingMoments:
         if not bool(torch.isfinite(samples).all()):
             msg = "Features are not finite: an image or the backbone's weights hold NaN or infinite values."
             raise ValueError(msg)
-        count, dim = samples.shape[-2:]
-        if count == 0:
+        groups, (count, dim) = samples.shape[:-2], samples.shape[-2:]
+        if not self.mean.ndim:
+            self.mean = samples.new_zeros(*groups, dim)
+            self.scatter = samples.new_zeros(*groups, dim, dim)
+        if not count:
             return
-        if self.count == 0:
-            self.mean = samples.new_zeros(*samples.shape[:-2], dim)
-            self.scatter = samples.new_zeros(*samples.shape[:-2], dim, dim)
+        total = self.count + count
         mean = samples.mean(dim=-2, keepdim=True)
         delta = mean - self.mean.unsqueeze(-2)
-        total = self.count + count
-        # As one more sample, the means' difference adds what lies between both batches; in place, because the scatter
-        # of a fine grid is far larger than a batch.
-        rows = torch.cat([samples - mean, delta * sqrt(self.count * count / total)], dim=-2)
-        rows = rows.reshape(-1, count + 1, dim)
-        self.scatter.view(-1, dim, dim).baddbmm_(rows.transpose(1, 2), rows)
-        self.mean = self.mean + delta.squeeze(-2) * (count / total)
+        # The step between the means is one more row, scaled to the weight that it has in the merged scatter.
+        step = delta * sqrt(self.count * count / total)
+        rows = torch.cat((samples - mean, step), dim=-2).reshape(-1, count + 1, dim)
+        self.scatter.view(-1, dim, dim).baddbmm_(rows.mT, rows)
+        self.mean += delta.squeeze(-2) * (count / total)
         self.count = total
 
     def merged(self, other: "StreamingMoments") -> "StreamingMoments":
@@ -70,6 +71,22 @@ class StreamingMoments:
         outer = delta.unsqueeze(-1) * delta.unsqueeze(-2)
         total.mean = self.mean + delta * (other.count / total.count)
         total.scatter = self.scatter + other.scatter + outer * (self.count * other.count / total.count)
+        return total
+
+    def pooled(self, processes: Processes) -> "StreamingMoments":
+        """Return the moments of the samples of all processes, the same bits in each.
+
+        Every process calls this, after an :meth:`update` at least.
+        """
+        if processes.count == 1:
+            return self
+        total = StreamingMoments()
+        total.count = int(processes.add(self.mean.new_tensor(self.count)))
+        total.mean = processes.add(self.mean * self.count) / total.count
+        dim = self.mean.shape[-1]
+        delta = (self.mean - total.mean).reshape(-1, dim, 1)
+        scatter = self.scatter.view(-1, dim, dim).baddbmm(delta, delta.mT, alpha=self.count)
+        total.scatter = processes.add(scatter).view_as(self.scatter)
         return total
 
     def covariance(self) -> Tensor:

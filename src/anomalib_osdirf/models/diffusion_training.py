@@ -4,7 +4,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +16,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
-from anomalib_osdirf.data.resumable import ResumableDataModule, ResumableLoader
+import anomalib_osdirf
+from anomalib_osdirf.data.resumable import ResumableLoader, SharedDataModule, reason_not_to_reorder
 from anomalib_osdirf.data.sixteen_bit import read_16_bit_grey
 from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.models.several_processes import images_of_splits, share_results_folder
 from anomalib_osdirf.models.training_progress import TrainingProgress
+from anomalib_osdirf.processes import Processes
+from anomalib_osdirf.progress import images_in, of_processes, phase
 
 logger = logging.getLogger(__name__)
 
@@ -148,43 +153,109 @@ class DiffusionTraining(LightningModule):
 
     # ------------------------------------------------------------------ data
 
+    @property
+    def processes(self) -> Processes:
+        """The trainer's processes."""
+        return Processes.of(self.trainer)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DDP leaves alone: fitted alike in all processes, buffers need not be sent before each step."""
+        return [name for name, _ in self.named_buffers()]
+
     def setup(self, stage: str) -> None:
-        """Refuse several processes, and fix the seed of a training.
+        """Share the data and the results folder out among processes, and fix the seed of a training.
 
         Raises:
-            ValueError: If the trainer has several processes.
+            ValueError: If the processes have different images.
         """
         super().setup(stage)
         read_16_bit_grey()
-        if stage != "fit":
+        if self.processes.count > 1:
+            self._setup_processes()
+        if stage == "fit":
+            self._loader = None
+            seed = self.hparams["seed"]
+            self._seed = (self.trainer.strategy.broadcast(torch.initial_seed()) if seed is None else seed) % 2**31
+
+    def _setup_processes(self) -> None:
+        if self.processes.rank:
+            logging.getLogger(anomalib_osdirf.__name__).setLevel(logging.WARNING)
+        share_results_folder(self.trainer)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
             return
-        if self.trainer.world_size > 1:
-            # Every process would fit its own statistics on its own share of the images.
+        paths = images_of_splits(datamodule)
+        if not self.trainer.strategy.reduce_boolean_decision(paths == self.trainer.strategy.broadcast(paths)):
             msg = (
-                f"{type(self).__name__} trains in one process so far, the trainer has {self.trainer.world_size}; "
-                "use --trainer.devices 1."
+                f"The datamodule splits images by chance, each of the {self.processes.count} processes differently; "
+                "give it a seed, as in --data.seed 0."
             )
             raise ValueError(msg)
-        self._loader = None
-        seed = self.hparams["seed"]
-        self._seed = (torch.initial_seed() if seed is None else seed) % 2**31
+        self.trainer.datamodule = SharedDataModule(datamodule, self.processes)
+
+    def orderable_dataloader(self) -> DataLoader | None:
+        """Return the datamodule's training dataloader, if its images can be put in an order of our own.
+
+        Raises:
+            ValueError: If they can't but must, because there are several processes.
+        """
+        datamodule, count = getattr(self.trainer, "datamodule", None), self.processes.count
+        if datamodule is None:
+            reason: str | None = "the training data came as a dataloader, not as a datamodule"
+        else:
+            dataloader = datamodule.train_dataloader()
+            reason = reason_not_to_reorder(dataloader)
+        if reason is None:
+            images = len(dataloader.dataset)
+            if images < count:
+                msg = f"{count} processes can't share {images} training images; use --trainer.devices {images} at most."
+                raise ValueError(msg)
+            return dataloader
+        if count > 1:
+            msg = f"{count} processes can't share the training images, because {reason}; use --trainer.devices 1."
+            raise ValueError(msg)
+        logger.info("A resumed training will see the images in another order: %s.", reason)
+        return None
 
     def replace_dataloader(self, loader: ResumableLoader) -> None:
         """Train on the batches of a loader in the place of the datamodule's."""
         self._loader = loader
-        self.trainer.datamodule = ResumableDataModule(self.trainer.datamodule, loader)
+        datamodule = self.trainer.datamodule
+        if isinstance(datamodule, SharedDataModule):
+            datamodule = datamodule.datamodule
+        self.trainer.datamodule = SharedDataModule(datamodule, self.processes, loader)
 
     def trained_batches(self) -> int:
         """Return the number of batches that were trained on so far."""
         return int(self.trainer.fit_loop.total_batch_idx) + 1
+
+    def images_in_step(self, own: int) -> int:
+        """Return the number of images, of all processes, that this training step is made on.
+
+        Args:
+            own: Number of this process's.
+        """
+        return own if self._loader is None else self._loader.images_at(self.trainer.fit_loop.total_batch_idx)
+
+    def shown(self, name: str, batches: Iterable[Any], images: int | None) -> Iterator[Any]:
+        """Yield batches under a progress bar, which the first process shows for its own share.
+
+        Args:
+            name: What is going on.
+            batches: Batches of images or features.
+            images: Number of images in them.
+        """
+        visible = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        return phase(of_processes(name, self.processes.count), batches, images, visible, images_in)
 
     def teardown(self, stage: str) -> None:
         """Give the trainer the user's datamodule back."""
         super().teardown(stage)
         if stage == "fit":
             self._loader = None
-            if isinstance(self.trainer.datamodule, ResumableDataModule):
-                self.trainer.datamodule = self.trainer.datamodule.datamodule
+        if isinstance(self.trainer.datamodule, SharedDataModule):
+            self.trainer.datamodule = self.trainer.datamodule.datamodule
 
     # ------------------------------------------------------------------ training
 
@@ -201,6 +272,9 @@ class DiffusionTraining(LightningModule):
 
     def check_loss(self, loss: Tensor) -> None:
         """Stop a training that diverges.
+
+        Args:
+            loss: Mean over all processes, so that all stop.
 
         Raises:
             RuntimeError: If the loss is not finite.

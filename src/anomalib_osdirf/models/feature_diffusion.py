@@ -23,11 +23,11 @@ from anomalib_osdirf.data.feature_cache import (
     FeatureCache,
     reason_not_to_cache,
 )
-from anomalib_osdirf.data.resumable import ordered
+from anomalib_osdirf.data.resumable import ResumableImageLoader, ahead, ordered
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork
-from anomalib_osdirf.progress import images_in, images_of, phase
+from anomalib_osdirf.progress import images_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,44 +78,44 @@ class FeatureDiffusion(DiffusionTraining):
         super().setup(stage)
         if stage != "fit":
             return
-        self._cached_loader = None
-        self._image_loader = None
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if not self.hparams["feature_cache"]:
-            reason: str | None = "feature_cache=false"
-        elif datamodule is None:
-            reason = "the training data came as a dataloader, not as a datamodule"
-        else:
-            dataloader = datamodule.train_dataloader()
-            reason = reason_not_to_cache(dataloader)
+        self._cached_loader = self._image_loader = None
+        if self.processes.count > 1 and not self._has_denoiser:
+            msg = (
+                f"denoiser=none trains nothing that {self.processes.count} processes could share; "
+                "use --trainer.devices 1."
+            )
+            raise ValueError(msg)
+        dataloader = self.orderable_dataloader()
+        if dataloader is None:
+            logger.info("Features are not cached but computed anew in every epoch.")
+            return
+        self._image_loader = ordered(dataloader, self.processes)
+        reason = reason_not_to_cache(dataloader) if self.hparams["feature_cache"] else "feature_cache=false"
         if reason:
             logger.info("Features are not cached but computed anew in every epoch: %s.", reason)
+            self.replace_dataloader(ResumableImageLoader(dataloader, self._seed, self.trained_batches, self.processes))
             return
-        self._image_loader = ordered(dataloader)
         self._cached_loader = CachedFeatureLoader(
-            len(dataloader.dataset), dataloader.batch_size, self._seed, self.trained_batches
+            len(dataloader.dataset), dataloader.batch_size, self._seed, self.trained_batches, self.processes
         )
         self.replace_dataloader(self._cached_loader)
 
-    def _images(self) -> Iterable[Any]:
-        """Return the batches of training images."""
+    def _images(self) -> Any:  # noqa: ANN401
+        """Return a dataloader of this process's training images."""
         if self._image_loader is not None:
             return self._image_loader
         self.trainer.fit_loop.setup_data()
-        loader = self.trainer.train_dataloader
-        assert loader is not None
-        return loader
+        return self.trainer.train_dataloader
 
     def _batches(self, name: str) -> Iterator[Any]:
-        """Yield all training images once, as cached features or as pre-processed images, under a progress bar."""
+        """Yield this process's training images once, as cached features or pre-processed, under a progress bar."""
         if self._cached_loader is not None and self._cached_loader.cache is not None:
             batches: Iterable[Any] = self._cached_loader.in_order(_SCORING_BATCH)
-            images: int | None = self._cached_loader.num_images
+            images: int | None = self._cached_loader.num_cached
         else:
-            batches = self._images()
-            images = images_of(batches)
-        visible = self.trainer.progress_bar_callback is not None
-        for index, batch in enumerate(phase(name, batches, images, visible, images_in)):
+            loader = self._images()
+            batches, images = ahead(loader), images_of(loader)
+        for index, batch in enumerate(self.shown(name, batches, images)):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if not isinstance(batch, FeatureBatch) and isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
@@ -139,9 +139,10 @@ class FeatureDiffusion(DiffusionTraining):
 
     @torch.no_grad()
     def _feature_pass(self) -> None:
-        """Fit standardisation and PCA, and fill the cache, in one pass over the training images."""
+        """Fit standardisation and PCA on all images, and cache this process's, in one pass over these."""
         if self._restored and self._cached_loader is None:
             return
+        self._details = None
         moments, details = StreamingMoments(), StreamingMoments()
         map_grid_size = self.hparams.get("map_grid_size")
         num_images = 0
@@ -153,20 +154,21 @@ class FeatureDiffusion(DiffusionTraining):
             if self._cached_loader is not None:
                 if cache is None:
                     limit = self.hparams["cache_memory_gb"] * 2**30
-                    cache = FeatureCache(self._cached_loader.num_images, features.shape[1:], limit)
+                    cache = FeatureCache(self._cached_loader.num_cached, features.shape[1:], limit)
                 cache.features[num_images : num_images + len(features)] = features.cpu()
             num_images += len(features)
             moments.update(unpooled.permute(0, 2, 3, 1).flatten(0, 2))
             if map_grid_size is not None and self._cached_loader is not None:
                 details.update(self.model.backbone.fine(maps, map_grid_size).flatten(2).permute(2, 0, 1))
+        num_images = int(self.processes.add(torch.tensor(num_images)))
         if num_images < 2:
             msg = f"Training needs at least two normal images, the data set has {num_images}; add images to it."
             raise ValueError(msg)
         if not self._restored:
-            self.model.whitening.fit(moments)
-        self._details = (
-            details.affine(self.model.whitening.weight, self.model.whitening.bias) if details.count else None
-        )
+            self.model.whitening.fit(moments.pooled(self.processes))
+        if details.count:
+            pooled = details.pooled(self.processes)
+            self._details = pooled.affine(self.model.whitening.weight, self.model.whitening.bias)
         where = f"cached, {cache.describe()}" if cache is not None else "not cached"
         if self._cached_loader is not None:
             self._cached_loader.cache = cache
@@ -204,7 +206,7 @@ class FeatureDiffusion(DiffusionTraining):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ANN401
         """One step of the DDPM objective.
 
         Args:
@@ -212,7 +214,7 @@ class FeatureDiffusion(DiffusionTraining):
             batch_idx: Unused.
 
         Returns:
-            Scalar loss.
+            ``loss`` of this process's part of the batch and, for whoever keeps it, ``train_loss`` of the whole batch.
 
         Raises:
             RuntimeError: If the loss is not finite.
@@ -221,10 +223,12 @@ class FeatureDiffusion(DiffusionTraining):
         features = self._features(batch)
         generator = torch.Generator(self.device)
         generator.manual_seed(self.step_seed())
-        loss: Tensor = self.model.training_loss(features, generator)
-        self.check_loss(loss)
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(features))
-        return loss
+        total = self.images_in_step(len(features))
+        loss: Tensor = self.model.training_loss(features, generator, self.processes, total)
+        mean = self.processes.mean(loss)
+        self.check_loss(mean)
+        self.log("train_loss", mean, prog_bar=True, batch_size=total)
+        return {"loss": loss, "train_loss": mean}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Step, then move the averaged denoiser, before any callback saves a checkpoint."""
@@ -237,7 +241,9 @@ class FeatureDiffusion(DiffusionTraining):
     def fit_scoring(self) -> None:
         """Fit density and score constants on the training images' fields, under the averaged denoiser."""
         network = self.model.deployed()
-        network.fit(lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")))
+        network.fit(
+            lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")), self.processes
+        )
         self._fit_details(network)
         self._trained_as = None
         logger.info("Density: %s, fitted on %d images.", self.hparams["density"], self.model.density.num_images)
@@ -253,6 +259,7 @@ class FeatureDiffusion(DiffusionTraining):
                 values = network.details_of(batch.image)
                 assert values is not None
                 details.update(values.flatten(2).permute(2, 0, 1))
+            details = details.pooled(self.processes)
         network.fit_details(details)
 
     def can_score(self, checkpoint: dict[str, Any]) -> bool:
@@ -280,6 +287,7 @@ class FeatureDiffusion(DiffusionTraining):
         """Fit the read-out where Lightning had nothing to train: another model's finished training, or no denoiser."""
         super().on_fit_end()
         if self._trained_as is not None or not self._has_denoiser:
+            self.to(self.trainer.strategy.root_device)  # Lightning has put the model away
             self.finish()
 
     def on_validation_start(self) -> None:
@@ -308,7 +316,7 @@ class FeatureDiffusion(DiffusionTraining):
         if datamodule is None:
             self.check_fitted()
         datamodule.setup(TrainerFn.FITTING)
-        self._image_loader = ordered(datamodule.train_dataloader())
+        self._image_loader = ordered(datamodule.train_dataloader(), self.processes)
 
     @torch.no_grad()
     def _fit_thresholds(self) -> None:
@@ -316,8 +324,7 @@ class FeatureDiffusion(DiffusionTraining):
         if not isinstance(self.post_processor, Callback):
             return
         batches = self.trainer.datamodule.val_dataloader()
-        visible = self.trainer.progress_bar_callback is not None
-        for index, batch in enumerate(phase("Thresholds", batches, images_of(batches), visible, images_in)):
+        for index, batch in enumerate(self.shown("Thresholds", batches, images_of(batches))):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_validation_batch_start(self.trainer, self, batch, index)

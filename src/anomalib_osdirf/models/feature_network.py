@@ -19,6 +19,7 @@ from anomalib_osdirf.density import build_density
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments, build_backbone
 from anomalib_osdirf.models.messages import NEVER_FITTED
+from anomalib_osdirf.processes import ALONE, Processes
 
 
 class FeatureNetwork(nn.Module, ABC):
@@ -81,21 +82,31 @@ class FeatureNetwork(nn.Module, ABC):
         """
         return self.backbone.pool(self.backbone(self._precise(images)))
 
-    def training_loss(self, features: Tensor, generator: torch.Generator) -> Tensor:
+    def training_loss(
+        self, features: Tensor, generator: torch.Generator, processes: Processes = ALONE, total: int | None = None
+    ) -> Tensor:
         """DDPM objective: mean squared error of the predicted noise at random timesteps (Ho et al. 2020, eq. 14).
 
+        Several processes draw timesteps and noise of the whole batch and keep their part, so that they train on what
+        one process would.
+
         Args:
-            features: Backbone features of normal images, shape ``(B, C, h, w)``.
-            generator: Source of timesteps and noise, on the features' device.
+            features: Backbone features of normal images, shape ``(B, C, h, w)``, this process's part of the batch.
+            generator: Source of timesteps and noise, on the features' device, alike in all processes.
+            processes: Who has the other parts.
+            total: Number of images in the whole batch; ``None`` for B.
 
         Returns:
-            Scalar loss.
+            Scalar loss, whose mean over the processes is that of the batch.
         """
         z = self.whitening(self._precise(features))
-        noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-        timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, (z.shape[0],), generator=generator, device=z.device)
+        total = total or z.shape[0]
+        noise = torch.randn(total, *z.shape[1:], generator=generator, device=z.device, dtype=z.dtype)
+        timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, (total,), generator=generator, device=z.device)
+        noise, timesteps = processes.part(noise), processes.part(timesteps)
         noised = self.schedule.add_noise(z, noise, timesteps).to(next(self.denoiser.parameters()).dtype)
-        return functional.mse_loss(self.denoiser(noised, timesteps).float(), noise.float())
+        error = functional.mse_loss(self.denoiser(noised, timesteps).float(), noise.float())
+        return processes.weight(total) * error
 
     def deployed(self) -> "ReadOutNetwork":
         """Return the network that scores: no training weights, the timesteps folded into the averaged denoiser.
@@ -215,13 +226,14 @@ class ReadOutNetwork(nn.Module, ABC):
         """Return the field of backbone features on the grid, shape ``(B, C, h, w)``."""
         return self.field(self.whitening(features))
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]]) -> None:
+    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
         """Fit the density on the fields of normal training images.
 
         Args:
             fields: Returns the fields of all training images in batches ``(B, D, h, w)``, whenever it is called.
+            processes: Who has the fields of the other images.
         """
-        self.density.fit(fields())
+        self.density.fit(fields(), processes)
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """Return what :meth:`fit` has set, as far as :meth:`read_out` uses it."""

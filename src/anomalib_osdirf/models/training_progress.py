@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from rich.console import Console
 
-from anomalib_osdirf.progress import duration, has_bars, images_in, say, summary
+from anomalib_osdirf.progress import duration, has_bars, images_in, of_processes, say, summary
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -25,7 +25,8 @@ class TrainingProgress(Callback):
         self.plain = not has_bars(Console())
         if self.plain and isinstance(bar, TQDMProgressBar | RichProgressBar):
             bar.disable()
-        self.name = {"fit": "Training", "test": "Test", "predict": "Prediction"}.get(stage, stage)
+        name = {"fit": "Training", "test": "Test", "predict": "Prediction"}.get(stage, stage)
+        self.name = of_processes(name, trainer.world_size)
 
     def _begin(self) -> None:
         self.start = self.last_line = time.perf_counter()

@@ -88,7 +88,8 @@ class ReportCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Keep the loss; a long training's thinned out."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        # Several processes have a loss each; ours tell that of the whole batch, too.
+        loss = outputs.get("train_loss", outputs.get("loss")) if isinstance(outputs, dict) else outputs
         if self._writer is None or not isinstance(loss, Tensor) or trainer.global_step % self._every:
             return
         # Losses stay on the device until there are some, as each transfer waits for it.
@@ -128,7 +129,7 @@ class ReportCallback(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make room for a test's results; those of a training stay if the tested checkpoint lies in its folder."""
         self._start = time.perf_counter()
-        folder = self._folder(trainer)
+        folder = trainer.strategy.broadcast(self._folder(trainer))
         if trainer.is_global_zero:
             writer = ResultsWriter(folder)
             # None, where a model is tested right after its training.

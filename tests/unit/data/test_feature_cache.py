@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from torchvision.transforms import v2
@@ -53,6 +53,7 @@ def _loader(num_images: int, batch_size: int, position: int, seed: int = 0) -> C
     return loader
 
 
+@settings(deadline=None)
 @given(num_images=st.integers(1, 40), batch_size=st.integers(1, 12), epoch=st.integers(0, 3), seed=st.integers(0, 99))
 def test_resumed_order_is_the_rest_of_the_epoch(num_images: int, batch_size: int, epoch: int, seed: int) -> None:
     length = len(_loader(num_images, batch_size, 0))

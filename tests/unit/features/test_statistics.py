@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streaming moments and PCA whitening against numpy and scikit-learn."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +35,22 @@ def test_moments_do_not_depend_on_the_split(sizes: list[int], offset: float, see
 def test_moments_refuse_features_that_are_not_finite() -> None:
     with pytest.raises(ValueError, match="Features are not finite"):
         StreamingMoments().update(torch.tensor([[1.0], [float("nan")]]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not tell a process's memory")
+def test_memory_does_not_grow_with_the_samples() -> None:
+    """100 MB of samples go through."""
+
+    def pass_through(batches: int) -> int:
+        for _ in range(batches):
+            moments.update(torch.randn(16, 64, 32))
+        return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    moments = StreamingMoments()
+    before = pass_through(20)
+    assert pass_through(800) - before < 10e6
+    assert moments.count == 820 * 64
+    assert moments.scatter.nbytes == 8 * 16 * 32**2
 
 
 def _fit(samples: np.ndarray, rank: int | None) -> PCAWhitening:

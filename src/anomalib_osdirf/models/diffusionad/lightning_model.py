@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DiffusionAD as an anomalib model."""
 
-import logging
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from math import ceil
 from typing import Any
 
 import torch
@@ -19,18 +20,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_osdirf.data.resumable import ResumableImageLoader, ordered, reason_not_to_reorder
+from anomalib_osdirf.data.resumable import ResumableImageLoader, ahead, ordered
 from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, check_foreground
 from anomalib_osdirf.models.diffusion_training import DiffusionTraining
 from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel
 from anomalib_osdirf.models.exact_export import ExactExport
-from anomalib_osdirf.progress import images_in, images_of, phase
+from anomalib_osdirf.progress import images_of
 from anomalib_osdirf.registration import register
-
-logger = logging.getLogger(__name__)
 
 _ANOMALY_ARGUMENTS = ("anomaly_source_path", "shuffled_patches", "drawn_textures", "foreground", "foreground_masks")
 _SCHEDULES = ("constant", "cosine")
+_STEPS_PER_SEED = 2**27
 
 
 class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
@@ -182,15 +182,10 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
     def setup(self, stage: str) -> None:
         """Put the training images in an order that an interrupted training picks up again, where the data allow it."""
         super().setup(stage)
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if stage != "fit" or datamodule is None:
-            return
-        dataloader = datamodule.train_dataloader()
-        reason = reason_not_to_reorder(dataloader)
-        if reason:
-            logger.info("A resumed training will see the images in another order: %s.", reason)
-        else:
-            self.replace_dataloader(ResumableImageLoader(dataloader, self._seed, self.trained_batches))
+        dataloader = self.orderable_dataloader() if stage == "fit" else None
+        if dataloader is not None:
+            loader = ResumableImageLoader(dataloader, self._seed, self.trained_batches, self.processes)
+            self.replace_dataloader(loader)
 
     # ------------------------------------------------------------------ training
 
@@ -223,7 +218,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ANN401
         """Paint anomalies onto half of a batch, and compute the loss of both networks.
 
         Args:
@@ -231,20 +226,26 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
             batch_idx: Unused.
 
         Returns:
-            Scalar loss.
+            ``loss`` of this process's part of the batch and, for whoever keeps it, ``train_loss`` of the whole batch.
 
         Raises:
             RuntimeError: If the loss is not finite.
         """
         del batch_idx
-        seed = self.step_seed()
+        seed = self._own_seed(self.step_seed())
         images, masks = self._anomalies(batch.image, batch.image_path, seed)
         losses = self.model.training_losses(images, masks, torch.Generator(self.device).manual_seed(seed))
-        loss = torch.stack(list(losses.values())).sum()
-        self.check_loss(loss)
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(images))
-        self.log_dict({f"train_{name}": value.detach() for name, value in losses.items()}, batch_size=len(images))
-        return loss
+        total = self.images_in_step(len(images))
+        values = self.processes.weight(total) * torch.stack(list(losses.values()))
+        means = self.processes.mean(values)
+        self.check_loss(means.sum())
+        self.log("train_loss", means.sum(), prog_bar=True, batch_size=total)
+        self.log_dict({f"train_{name}": mean for name, mean in zip(losses, means, strict=True)}, batch_size=total)
+        return {"loss": values.sum(), "train_loss": means.sum()}
+
+    def _own_seed(self, seed: int) -> int:
+        """Return a seed of this process's own: anomalies and noise are drawn for its images alone."""
+        return seed + self.processes.rank * _STEPS_PER_SEED
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Step, then move the averaged networks, before any callback saves a checkpoint."""
@@ -255,19 +256,23 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
 
     def fit_scoring(self) -> None:
         """Fit the batch norms of the networks that score, on the training images in their own order."""
-        generator = torch.Generator(self.device).manual_seed(self._seed)
-        self.model.fit_batch_norm(self._painted_images(), generator)
+        generator = torch.Generator(self.device).manual_seed(self._own_seed(self._seed))
+        self.model.fit_batch_norm(self._painted_images(), generator, self.processes)
 
     def _painted_images(self) -> Iterator[Tensor]:
-        """Yield all training images once, pre-processed, anomalies on half of them, under a progress bar."""
+        """Yield this process's training images once, pre-processed, anomalies on half of them, under a progress bar."""
         loader: Any = self.trainer.train_dataloader
-        batches: Any = ordered(loader.dataloader) if isinstance(loader, ResumableImageLoader) else loader
-        visible = self.trainer.progress_bar_callback is not None
-        for index, batch in enumerate(phase("Batch norm fit", batches, images_of(batches), visible, images_in)):
+        batches = None
+        if isinstance(loader, ResumableImageLoader):
+            # Equally many in all processes: synchronised batch norms wait for each other.
+            batches = ceil(loader.num_images // self.processes.count / loader.dataloader.batch_size)
+            loader = ordered(loader.dataloader, self.processes)
+        shown = self.shown("Batch norm fit", islice(ahead(loader), batches), images_of(loader))
+        for index, batch in enumerate(shown):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
             if isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
-            yield self._anomalies(batch.image, batch.image_path, self._seed * 2**32 + index)[0]
+            yield self._anomalies(batch.image, batch.image_path, self._own_seed(self._seed * 2**32 + index))[0]
 
     # ------------------------------------------------------------------ the rest of anomalib's contract
 

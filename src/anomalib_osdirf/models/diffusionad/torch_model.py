@@ -12,6 +12,7 @@ from anomalib.data import InferenceBatch
 from anomalib.models.image.draem.torch_model import DiscriminativeSubNetwork
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import sigmoid_focal_loss
 
@@ -19,6 +20,7 @@ from anomalib_osdirf.denoisers.ema import EMAUpdate
 from anomalib_osdirf.denoisers.unet import copy_of_structure, fold_unet
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, norm_guided_estimate
 from anomalib_osdirf.models.messages import NEVER_FITTED
+from anomalib_osdirf.processes import ALONE, Processes
 
 _NOISE_SIZE = 256
 _TOP_PIXELS = 50
@@ -297,7 +299,9 @@ class DiffusionADModel(nn.Module):
         return networks["reconstruction"](images, noise[0], noise[1], t_n, t_b), noise
 
     @torch.no_grad()
-    def fit_batch_norm(self, batches: Iterable[Tensor], generator: torch.Generator) -> None:
+    def fit_batch_norm(
+        self, batches: Iterable[Tensor], generator: torch.Generator, processes: Processes = ALONE
+    ) -> None:
         """Compute the statistics of the scoring networks' batch norms anew, as those of their weights.
 
         Training keeps statistics of weights that have changed since, and averaged weights never had any of their own.
@@ -305,9 +309,10 @@ class DiffusionADModel(nn.Module):
         Args:
             batches: Training images with anomalies painted onto some of them, in [0, 1], shape ``(B, 3, H, W)`` each.
             generator: Source of timesteps and noise, on the images' device.
+            processes: Who has equally many other batches.
         """
         networks = self.scoring_networks
-        norms = [module for module in networks.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [module for module in networks.modules() if isinstance(module, _BatchNorm)]
         before = [(norm.momentum, norm.training) for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
@@ -319,6 +324,9 @@ class DiffusionADModel(nn.Module):
         for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.train(training)
+            for statistic in (norm.running_mean, norm.running_var):
+                assert statistic is not None
+                statistic.copy_(processes.mean(statistic))
 
     @property
     def scoring_networks(self) -> nn.ModuleDict:

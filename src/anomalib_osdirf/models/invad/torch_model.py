@@ -13,6 +13,7 @@ from anomalib_osdirf.denoisers import fold
 from anomalib_osdirf.density import StandardisedSum
 from anomalib_osdirf.diffusion import ddim_inversion, inversion_timesteps
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
+from anomalib_osdirf.processes import ALONE, Processes
 
 SCORE_TERMS = {"nll": ("nll",), "diff": ("diff",), "nll_diff": ("nll", "diff")}
 
@@ -72,10 +73,10 @@ class DeployedInvAD(ReadOutNetwork):
         """Latent z_T at the end of the inversion, in noise standard deviations."""
         return ddim_inversion(list(self.denoisers), z, self.abars)
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]]) -> None:
+    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
         """Fit the density, then the constants of the image score."""
-        super().fit(fields)
-        self.score.fit(torch.cat([self._score_terms(self._distance(field)) for field in fields()]))
+        super().fit(fields, processes)
+        self.score.fit((self._score_terms(self._distance(field)) for field in fields()), processes)
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""

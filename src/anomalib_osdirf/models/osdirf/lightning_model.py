@@ -70,7 +70,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
             ``None``.
         checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
         feature_cache: Compute features once and train on them, where the data are not augmented. Defaults to ``True``.
-        cache_memory_gb: Size in GiB above which the cache is a memory-mapped file. Defaults to ``4.0``.
+        cache_memory_gb: Size in GiB above which a process's cache is a memory-mapped file. Defaults to ``4.0``.
         pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and ImageNet normalisation. Defaults to
             ``True``.
         post_processor: Post-processor, or ``True`` for anomalib's. Defaults to ``True``.

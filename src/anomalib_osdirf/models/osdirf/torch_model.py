@@ -14,6 +14,7 @@ from anomalib_osdirf.density import PositionGaussian, StandardisedSum, image_sco
 from anomalib_osdirf.diffusion import STATES, check_timestep, inverse_residual_field
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
+from anomalib_osdirf.processes import ALONE, Processes
 
 SCORE_TERMS = {"max": ("max",), "top_k": ("top_k",), "mean": ("mean",), "max_top_k": ("max", "top_k")}
 _NOISE_SEED = 0
@@ -101,11 +102,11 @@ class DeployedOSDIRF(ReadOutNetwork):
         """Inverse residual field, in noise standard deviations: one evaluation of the denoiser."""
         return inverse_residual_field(self.denoiser, z, self.abar, self.state, self.noise)
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]]) -> None:
+    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
         """Fit the density, then the constants of an image score of several terms; one term alone stays in nats."""
-        super().fit(fields)
+        super().fit(fields, processes)
         if len(self.terms) > 1:
-            self.score.fit(torch.cat([self._score_terms(self.density(field.float())) for field in fields()]))
+            self.score.fit((self._score_terms(self.density(field.float())) for field in fields()), processes)
 
     def _details(self, maps: list[Tensor]) -> Tensor | None:
         """Whitened features on the map's grid, shape ``(B, D, map_grid_size, map_grid_size)``."""

@@ -1,0 +1,85 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes that share a training: who has which images, and what they tell each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Values = TypeVar("Values", Tensor, Sequence[int])
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Processes that share images and batches, and which of them this one is.
+
+    Of N images, process r of n keeps those numbered r, r + n, r + 2n, ...; of a batch it has every n-th image, too.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: Number of processes.
+        device: Where tensors are put to be sent.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device | str = "cpu"
+
+    @classmethod
+    def of(cls, trainer: Any) -> "Processes":  # noqa: ANN401
+        """Return a trainer's processes."""
+        return cls(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
+
+    def numbers(self, total: int) -> range:
+        """Return the numbers of this process's images among ``total``."""
+        return range(self.rank, total, self.count)
+
+    def part(self, batch: Values) -> Values:
+        """Return this process's part of a batch, or the batch's first item where none is left for it.
+
+        A process without an image would leave the others waiting for its gradients; see :meth:`weight`.
+        """
+        part = batch[self.rank :: self.count]
+        return part if len(part) else batch[:1]
+
+    def weight(self, total: int) -> float:
+        """Return the factor of the mean loss over :meth:`part` that makes the processes' mean that of the whole batch.
+
+        Args:
+            total: Number of images in the batch.
+        """
+        return self.count * len(self.numbers(total)) / total
+
+    def add(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' values, the same bits in each; ``values`` may be overwritten."""
+        if self.count == 1:
+            return values
+        total = values.to(self.device)
+        distributed.all_reduce(total)
+        return total.to(values.device)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of all processes' values, without gradient."""
+        return self.add(values.detach().clone()) / self.count
+
+    def exchange(self, values: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send rows to every process and receive theirs.
+
+        Args:
+            values: Rows to send, those for process 0 first.
+            sent: How many go to each process.
+            received: How many come from each process.
+
+        Returns:
+            The received rows, those of process 0 first.
+        """
+        values = values.to(self.device)
+        result = values.new_empty(sum(received), *values.shape[1:])
+        distributed.all_to_all_single(result, values, received, sent)
+        return result
+
+
+ALONE = Processes()

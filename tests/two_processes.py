@@ -1,0 +1,79 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings that are the same in one process and in two.
+
+``python two_processes.py <data> <output>`` makes them in two; Lightning starts the second by running this again.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.engine import Engine
+
+from anomalib_osdirf import OSDIRF, DiffusionAD, InvAD
+from anomalib_osdirf.data import MultiCategory
+from anomalib_osdirf.report import ReportCallback
+from conftest import TINY, Losses, pre_processor
+from small_data import small_folder
+
+WHOLE_BATCH = 4  # nine images: the second process has four of them, and none in an epoch's last batch
+DIFFUSION_AD: dict[str, Any] = {
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "residual_blocks": 1,
+    "attention_levels": 1,
+    "segmentation_channels": 8,
+    "max_steps": 4,
+    "seed": 0,
+    "pre_processor": DiffusionAD.configure_pre_processor((64, 64)),
+}
+
+
+def tiny(model_class: Any, **arguments: Any) -> Any:
+    """Make a small model on frozen features, of the same weights wherever it is made."""
+    return model_class(**{**TINY, "max_steps": 8, "seed": 0, "pre_processor": pre_processor(), **arguments})
+
+
+def train(model: Any, data: Path, output: Path, devices: int, **arguments: Any) -> dict[str, Any]:
+    """Train, test and predict, and return what came of it in this process."""
+    keeper = Losses()
+    engine = Engine(
+        default_root_dir=output,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[keeper, ReportCallback(page=False, quiet=True)],
+    )
+    datamodule: Any = small_folder(data, train_batch_size=WHOLE_BATCH // devices, eval_batch_size=2, **arguments)
+    metrics = engine.train(model, datamodule=datamodule)[0]
+    several = MultiCategory({"bolts": small_folder(data), "nuts": small_folder(data / "nuts")}, eval_batch_size=2)
+    by_category = engine.test(model, datamodule=several)[0]
+    batches = engine.predict(model, datamodule=datamodule) or []
+    return {
+        "state": model.state_dict(),
+        "losses": keeper.losses,
+        "metrics": dict(metrics),
+        "by_category": dict(by_category),
+        "scores": {item.image_path: float(item.pred_score) for batch in batches for item in batch},
+    }
+
+
+def main(data: Path, output: Path) -> None:
+    """Train each model in two processes, and save what came of it in each."""
+    models = {
+        "OSDIRF": tiny(OSDIRF),
+        "uncached": tiny(OSDIRF, feature_cache=False),
+        "InvAD": tiny(InvAD, density="position_full", shrinkage="auto"),
+        "DiffusionAD": DiffusionAD(**DIFFUSION_AD),
+    }
+    for name, model in models.items():
+        result = train(model, data, output / name, devices=2)
+        torch.save(result, output / f"{name}-{model.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
