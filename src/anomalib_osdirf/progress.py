@@ -10,7 +10,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 Item = TypeVar("Item")
@@ -85,6 +87,26 @@ def say(line: str, console: Console | None = None) -> None:
     """Print a line as it is, not wrapped, and at once."""
     (console or Console()).print(line, soft_wrap=True, highlight=False, markup=False)
     sys.stdout.flush()
+
+
+def box(title: str, lines: Iterable[tuple[str, str]], console: Console | None = None) -> None:
+    """Print what is to be said at an end: in a box on a terminal, as plain lines elsewhere.
+
+    Args:
+        title: What has ended.
+        lines: Names and values.
+        console: Where to print; the process's own output where it is ``None``.
+    """
+    console = console or Console()
+    if not console.is_terminal:
+        for name, value in lines:
+            # Not wrapped: paths and commands are there to be copied.
+            say(f"{name + ':':13}{value}", console)
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in lines:
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+    console.print(Panel(table, title=title, title_align="left", expand=False))
 
 
 def summary(images: int, seconds: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_osdirf.app.scoring import load_scorer
+from anomalib_osdirf.inference.scoring import load_scorer
 from brightness import brightness_model
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from anomalib_osdirf.app.scoring import ModelError, load_scorer
+from anomalib_osdirf.arguments import fail, positive
+from anomalib_osdirf.inference.scoring import ModelError, load_scorer
 
 LOCAL = "127.0.0.1"
 
@@ -32,16 +33,16 @@ def main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--model", help="model class of a checkpoint that is not of this package, such as Patchcore")
     parser.add_argument("--host", default=LOCAL, help=f"address to listen on ({LOCAL}: this computer only)")
     parser.add_argument("--port", type=_port, help="port to listen on (a free one)")
-    parser.add_argument("--max-megabytes", type=_positive, default=50, help="largest size of a file (50)")
-    parser.add_argument("--max-pixels", type=_positive, default=50_000_000, help="most pixels of an image (50000000)")
+    parser.add_argument("--max-megabytes", type=positive, default=50, help="largest size of a file (50)")
+    parser.add_argument("--max-pixels", type=positive, default=50_000_000, help="most pixels of an image (50000000)")
     options = parser.parse_args(arguments)
     if find_spec("gradio") is None:
         sentence = "needs gradio, which is not installed; install the extra: pip install 'anomalib-osdirf[app]'."
-        return _fail(program, sentence)
+        return fail(program, sentence)
     try:
         scorer = load_scorer(options.path, options.model)
     except ModelError as error:
-        return _fail(program, str(error))
+        return fail(program, str(error))
     from anomalib_osdirf.app.interface import App
 
     if options.host != LOCAL:
@@ -52,26 +53,14 @@ def main(arguments: Sequence[str], program: str) -> int:
         print(f"{scorer.name} is at {address} (Ctrl+C ends it).", flush=True)  # noqa: T201
         app.page.block_thread()
     except OSError as error:
-        return _fail(program, f"--host {options.host} --port {options.port}: {error}")
+        return fail(program, f"--host {options.host} --port {options.port}: {error}")
     finally:
         app.close()
     return 0
 
 
-def _fail(program: str, sentence: str) -> int:
-    print(f"{program}: {sentence}", file=sys.stderr)  # noqa: T201
-    return 1
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        msg = f"{text!r} is no positive whole number"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
 def _port(text: str) -> int:
-    number = _positive(text)
+    number = positive(text)
     if number > 65535:
         msg = f"{text!r} is no port; use 1 to 65535"
         raise argparse.ArgumentTypeError(msg)

@@ -14,8 +14,9 @@ import gradio
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_osdirf.app.reading import ImageError, read_image
-from anomalib_osdirf.app.scoring import Scorer, overlay
+from anomalib_osdirf.app.overlay import overlay
+from anomalib_osdirf.inference.reading import ImageError, read_image
+from anomalib_osdirf.inference.scoring import Scorer
 
 HEADERS = ["image", "score", "label", "ms", "trouble"]
 P_VALUE = "p-value"  # a further column, for models that have it

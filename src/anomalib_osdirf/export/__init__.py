@@ -1,7 +1,3 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of exported graphs."""
-
-from anomalib_osdirf.export.exact_resize import ExactResize, exact_export_transform
-
-__all__ = ["ExactResize", "exact_export_transform"]
+"""Parts of exported graphs, and what is needed to run them. Only what needs torch imports it."""

@@ -16,7 +16,8 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms import v2
 
-from anomalib_osdirf.export import exact_export_transform, metadata, quantisation
+from anomalib_osdirf.export import metadata, quantisation
+from anomalib_osdirf.export.exact_resize import exact_export_transform
 from anomalib_osdirf.export.openvino_precision import keep_float32, keep_small_constants
 from anomalib_osdirf.export.options import CALIBRATED, ExportOptions, check_max_drop, compression_of, need
 from anomalib_osdirf.export.post_processing import OPSET, append_post_processor

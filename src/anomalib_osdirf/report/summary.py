@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
+from anomalib_osdirf.progress import box
 from anomalib_osdirf.report.page import Run
 from anomalib_osdirf.report.results import FILE_NAME, Results
 
@@ -23,17 +21,7 @@ def print_summary(folder: Path, page: Path | None, console: Console | None = Non
         page: Its page, ``None`` if there is none.
         console: Where to print; the process's own output where it is ``None``.
     """
-    console = console or Console()
-    lines = list(_lines(Run(Results(folder)), page))
-    if not console.is_terminal:
-        for name, value in lines:
-            # Not wrapped: paths and commands are there to be copied.
-            console.print(f"{name + ':':13}{value}", soft_wrap=True, highlight=False, markup=False)
-        return
-    table = Table.grid(padding=(0, 2))
-    for name, value in lines:
-        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
-    console.print(Panel(table, title="Test finished", title_align="left", expand=False))
+    box("Test finished", _lines(Run(Results(folder)), page), console)
 
 
 def _lines(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from anomalib_osdirf.export import ExactResize, exact_export_transform
+from anomalib_osdirf.export.exact_resize import ExactResize, exact_export_transform
 
 # For results one pixel wide, torch itself skips the resize of the rows.
 sizes = st.integers(2, 150)

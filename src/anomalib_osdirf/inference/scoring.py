@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_osdirf.colours import Span, colour_map
+from anomalib_osdirf.export.instructions import avoid_broken_instructions
 
 Array = NDArray[np.float32]
 
@@ -29,7 +29,9 @@ class Score:
     """What a model says about an image."""
 
     score: float  # 0 to 1, as anomalib normalises it, where it does
+    label: bool  # whether it is anomalous: the model's own word where it has one
     map: Array | None  # (h, w), normalised alike
+    mask: NDArray[np.bool_] | None  # (h, w), where it is anomalous
     p_value: float | None  # of models that have one: how often a normal image has such a score
     milliseconds: float
 
@@ -41,6 +43,7 @@ class Scorer(ABC):
         name: Name of the model.
         kind: What runs it.
         threshold: Scores above it are anomalous.
+        pixel_threshold: Values of the map above it are anomalous.
 
     Args:
         path: Model file.
@@ -53,17 +56,25 @@ class Scorer(ABC):
         self.name = str(metadata.get("model", path.stem))
         self.metadata = metadata
         self.threshold = 1 - float(metadata.get("image_sensitivity", 0.5))
+        self.pixel_threshold = 1 - float(metadata.get("pixel_sensitivity", 0.5))
 
     def score(self, image: Array) -> Score:
         """Score an image ``(H, W, 3)``, in 0 to 1."""
         start = time.perf_counter()
         outputs = self._run(np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32))
         milliseconds = 1000 * (time.perf_counter() - start)
-        anomaly_map = outputs.get("anomaly_map")
-        score = outputs["pred_score"] if "pred_score" in outputs else np.max(outputs["anomaly_map"])
+        raw_score = outputs["pred_score"] if "pred_score" in outputs else np.max(outputs["anomaly_map"])
+        score = float(self._normalise(np.float64(np.squeeze(raw_score)), "image"))
+        anomaly_map = self._normalise(_plane(outputs["anomaly_map"]), "pixel") if "anomaly_map" in outputs else None
+        label = np.squeeze(outputs["pred_label"]) if "pred_label" in outputs else score > self.threshold
+        mask = None if anomaly_map is None else anomaly_map > self.pixel_threshold
+        if "pred_mask" in outputs:
+            mask = _plane(outputs["pred_mask"]) > 0
         return Score(
-            score=float(self._normalise(np.float64(np.squeeze(score)), "image")),
-            map=None if anomaly_map is None else self._normalise(np.squeeze(anomaly_map), "pixel"),
+            score=score,
+            label=bool(label),
+            map=anomaly_map,
+            mask=mask,
             p_value=float(np.squeeze(outputs["p_value"])) if "p_value" in outputs else None,
             milliseconds=milliseconds,
         )
@@ -85,12 +96,14 @@ class OpenVINOScorer(Scorer):
 
     kind = "OpenVINO"
 
-    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
+        avoid_broken_instructions()
         import openvino
 
         super().__init__(path, metadata)
         try:
-            self._model = openvino.compile_model(path, "CPU")
+            limits = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+            self._model = openvino.compile_model(path, "CPU", limits)
         except RuntimeError as error:
             msg = f"model {str(path)!r} can't be loaded by OpenVINO ({_first_line(error)}); export it again."
             raise ModelError(msg) from error
@@ -107,12 +120,14 @@ class ONNXScorer(Scorer):
 
     kind = "ONNX Runtime"
 
-    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
         import onnxruntime
 
         super().__init__(path, metadata)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads or 0  # 0: one for each core
         try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own exceptions have no common class
             msg = f"model {str(path)!r} can't be loaded by ONNX Runtime ({_first_line(error)}); export it again."
             raise ModelError(msg) from error
@@ -141,7 +156,9 @@ class CheckpointScorer(Scorer):
         module_class = _model_class(path, model)
         super().__init__(path, {"model": module_class.__name__})
         module = module_class.load_from_checkpoint(path, map_location="cpu")
-        self.threshold = 1 - float(getattr(module.post_processor, "image_sensitivity", 0.5))
+        self.threshold, self.pixel_threshold = (
+            1 - float(getattr(module.post_processor, f"{level}_sensitivity", 0.5)) for level in ("image", "pixel")
+        )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._module = module.eval().to(self._device)
 
@@ -153,12 +170,13 @@ class CheckpointScorer(Scorer):
         return {name: value.float().cpu().numpy() for name, value in outputs.items() if value is not None}
 
 
-def load_scorer(path: Path, model: str | None = None) -> Scorer:
+def load_scorer(path: Path, model: str | None = None, threads: int | None = None) -> Scorer:
     """Load a model.
 
     Args:
         path: ``.xml`` (OpenVINO), ``.onnx`` or ``.ckpt`` file, or a results folder with one of these below ``weights``.
         model: Name of a checkpoint's model class, for models that are not of this package.
+        threads: Threads that an exported model computes with; as many as the processor has where it is ``None``.
 
     Returns:
         The model, ready to score.
@@ -166,7 +184,7 @@ def load_scorer(path: Path, model: str | None = None) -> Scorer:
     Raises:
         ModelError: If there is no such model, or it can't be used.
     """
-    file = _find_model(path)
+    file = find_model(path)
     if file.suffix == ".ckpt":
         return CheckpointScorer(file, model)
     package, scorer = {".xml": ("openvino", OpenVINOScorer), ".onnx": ("onnxruntime", ONNXScorer)}[file.suffix]
@@ -176,34 +194,22 @@ def load_scorer(path: Path, model: str | None = None) -> Scorer:
             "'anomalib-osdirf[openvino]'."
         )
         raise ModelError(msg)
-    loaded: Scorer = scorer(file, _metadata(file))
+    loaded: Scorer = scorer(file, _metadata(file), threads)
     return loaded
 
 
-def overlay(image: Array, anomaly_map: Array | None, side: int = 640) -> NDArray[np.uint8]:
-    """Lay a normalised map over an image.
+def find_model(path: Path) -> Path:
+    """Find a model file.
 
     Args:
-        image: Image ``(H, W, 3)``, in 0 to 1.
-        anomaly_map: Map ``(h, w)``, ``None`` for none.
-        side: Longest side of the result.
+        path: ``.xml``, ``.onnx`` or ``.ckpt`` file, or a folder with one of these somewhere in it.
 
     Returns:
-        The picture.
+        The file; of a folder's, the newest of the first of these kinds.
+
+    Raises:
+        ModelError: If there is none.
     """
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA) * 255
-    if anomaly_map is not None:
-        values = cv2.resize(anomaly_map.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-        colours = colour_map(values, Span(0, 1, 0.5)).astype(np.float32)
-        opacity = colours[..., 3:] / 255
-        picture = picture * (1 - opacity) + colours[..., :3] * opacity
-    return np.clip(picture.round(), 0, 255).astype(np.uint8)
-
-
-def _find_model(path: Path) -> Path:
     suffixes = (".xml", ".onnx", ".ckpt")
     if path.is_dir():
         for suffix in suffixes:
@@ -256,6 +262,11 @@ def _model_class(path: Path, name: str | None) -> Any:  # noqa: ANN401 - a subcl
 def _subclasses(parent: type) -> list[type]:
     children: list[type] = parent.__subclasses__()
     return children + [found for child in children for found in _subclasses(child)]
+
+
+def _plane(values: Array) -> Array:
+    """Return the one map ``(h, w)`` of an output ``(1, 1, h, w)`` or ``(1, h, w)``, however small."""
+    return values.reshape(values.shape[-2:])
 
 
 def _fixed_size(shape: list[Any]) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models of every kind give the app the same scores; what can't be used is refused in a sentence."""
+"""Models of every kind give the same scores; what can't be used is refused in a sentence."""
 
 import subprocess
 import sys
@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
-from PIL import Image
 
-from anomalib_osdirf.__main__ import main
-from anomalib_osdirf.app.reading import ImageError, read_image
-from anomalib_osdirf.app.scoring import ModelError, load_scorer, overlay
+from anomalib_osdirf.inference.reading import read_image
+from anomalib_osdirf.inference.scoring import ModelError, load_scorer
 from brightness import brightness_model
 
 IMAGE = np.random.default_rng(0).random((40, 40, 3)).astype(np.float32)
@@ -68,7 +66,7 @@ def test_exported_models_are_scored_without_torch(tmp_path: Path) -> None:
     model = _as_openvino(brightness_model(tmp_path))
     code = (
         "import sys; from pathlib import Path; import numpy as np; "
-        "from anomalib_osdirf.app.scoring import load_scorer; "
+        "from anomalib_osdirf.inference.scoring import load_scorer; "
         f"load_scorer(Path({str(model)!r})).score(np.zeros((9, 9, 3), np.float32)); "
         "sys.exit('torch' in sys.modules or 'anomalib' in sys.modules)"
     )
@@ -86,15 +84,6 @@ def test_checkpoints_score_as_predict_does(trained: Any, parts: Path, engine: An
     assert result.score == pytest.approx(float(prediction.pred_score), abs=1e-5)
     assert result.map is not None
     np.testing.assert_allclose(result.map, prediction.anomaly_map.squeeze().numpy(), atol=1e-4)
-
-
-def test_overlay_is_brighter_where_the_map_is_high() -> None:
-    anomaly_map = np.zeros((10, 10), np.float32)
-    anomaly_map[:5] = 1
-    picture = overlay(np.full((400, 2000, 3), 0.4, np.float32), anomaly_map, side=200)
-    assert picture.shape == (40, 200, 3)
-    assert (picture[35] == 102).all()
-    assert picture[5].mean() > 120
 
 
 @pytest.mark.parametrize(
@@ -125,45 +114,3 @@ def test_checkpoints_of_unknown_models_ask_for_the_name(tmp_path: Path) -> None:
         load_scorer(tmp_path / "model.ckpt")
     with pytest.raises(ModelError, match="is of GAN, which is not known"):
         load_scorer(tmp_path / "model.ckpt", "GAN")
-
-
-# ---------------------------------------------------------------------- images
-
-
-def test_images_of_16_bits_and_with_transparency_are_read(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 5), 32768, np.uint16)).save(tmp_path / "deep.png")
-    np.testing.assert_allclose(read_image(tmp_path / "deep.png", 100), 0.5, atol=1e-4)
-    Image.fromarray(np.full((4, 5, 4), 51, np.uint8)).save(tmp_path / "clear.png")
-    assert read_image(tmp_path / "clear.png", 100).shape == (4, 5, 3)
-    np.testing.assert_allclose(read_image(tmp_path / "clear.png", 100), 0.2)
-
-
-def test_broken_and_too_large_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
-    image = Image.fromarray(np.zeros((100, 100), np.uint8))
-    image.save(tmp_path / "large.png")
-    with pytest.raises(ImageError, match=r"large.png has 100 x 100 pixels, more than the 0.005 million .*--max-pixels"):
-        read_image(tmp_path / "large.png", 5000)
-    (tmp_path / "short.png").write_bytes((tmp_path / "large.png").read_bytes()[:50])
-    (tmp_path / "text.jpg").write_text("no image", "utf-8")
-    for name in ("short.png", "text.jpg"):
-        with pytest.raises(ImageError, match=f"{name} can't be read as an image"):
-            read_image(tmp_path / name, 10**6)
-
-
-# ---------------------------------------------------------------------- the command
-
-
-def test_command_says_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from anomalib_osdirf.app import command
-
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert main(["app", str(tmp_path)]) == 1
-    assert "pip install 'anomalib-osdirf[app]'" in capsys.readouterr().err
-    monkeypatch.setattr(command, "find_spec", lambda name: True)
-    assert main(["app", str(tmp_path / "gone.xml")]) == 1
-    assert "does not exist" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["app", "model.xml", "--port", "99999"])
-    assert "use 1 to 65535" in capsys.readouterr().err

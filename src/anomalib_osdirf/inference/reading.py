@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reading images that somebody uploaded."""
+"""Reading image files that may be broken, too large, or no images at all."""
 
 from pathlib import Path
 
@@ -28,6 +28,9 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
     Raises:
         ImageError: If the file is no image, broken or too large.
     """
+    if not path.is_file():  # a pipe would be waited for
+        msg = f"{path.name} is no file." if path.exists() else f"{path.name} does not exist."
+        raise ImageError(msg)
     try:
         with Image.open(path) as image:
             _check_size(path, image, max_pixels)
@@ -40,7 +43,7 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
         raise ImageError(msg) from error
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, by format
+    except Exception as error:  # what Pillow raises depends on the format
         msg = f"{path.name} can't be read as an image; it may be broken, or of a kind that Pillow doesn't know."
         raise ImageError(msg) from error
 
