@@ -1,0 +1,163 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What each part of OSDIRF costs for an image: operations, bytes, time, and how close that is to the machine's limit.
+
+    python benchmarks/cost_model.py --backbone efficientnet_b4 --denoisers mlp unet dit_s
+
+Weights are random, which changes no cost. Operations are torch's count (a multiplication and an addition are two);
+bytes are those of weights, and of what goes into a part and comes out. The floor is the larger of operations by the
+measured rate of a large matrix product and bytes by the measured rate of a copy; caches can be faster than the second.
+Parts take turns, and so do the whole network and the bare backbone; times are medians.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from anomalib_osdirf.models.feature_network import upsampled
+from anomalib_osdirf.models.osdirf import OSDIRFModel
+from anomalib_osdirf.models.osdirf.torch_model import DeployedOSDIRF
+
+WHOLE, BARE = "all", "bare backbone"
+_SIZE = (256, 256)
+
+Part = tuple[str, Callable[[], Any], nn.Module | None, list[Tensor]]
+
+
+def build(arguments: argparse.Namespace, denoiser: str) -> DeployedOSDIRF:
+    """Build the network that scores."""
+    torch.manual_seed(0)
+    model = OSDIRFModel(
+        timestep=80,
+        state="scaled",
+        image_score="max_top_k",
+        backbone=arguments.backbone,
+        layers=None,
+        feature_dim=96,
+        grid_size=16,
+        denoiser=denoiser,
+        prediction_type="v_prediction",
+        density="position_full",
+        ema_decay=0.999,
+        map_grid_size=arguments.map_grid_size or None,
+    )
+    return model.eval().deploy().eval()
+
+
+def parts(network: DeployedOSDIRF, batch: int) -> list[Part]:
+    """Return the parts in the order in which the network runs them: name, run, weights, inputs."""
+    images = torch.rand(batch, 3, *_SIZE)
+    maps = network.backbone.maps(images)
+    pooled = network.backbone.pool(network.backbone.coarse(maps))
+    z = network.whitening(pooled)
+    field = network.field(z)
+    nll = network.density.map(field)
+    result: list[Part] = [
+        ("backbone", lambda: network.backbone.maps(images), network.backbone, [images]),
+        ("grid", lambda: network.backbone.pool(network.backbone.coarse(maps)), None, maps),
+        ("whitening", lambda: network.whitening(pooled), network.whitening, [pooled]),
+        ("denoiser", lambda: network.field(z), network.denoiser, [z]),
+        ("density", lambda: network.density.map(field), network.density, [field]),
+    ]
+    if network.feature_density is not None:
+        density, side = network.feature_density, network.details_size
+        assert side is not None
+        details = network.whitening(network.backbone.fine(maps, side))
+        result += [
+            ("fine features", lambda: network.whitening(network.backbone.fine(maps, side)), network.whitening, maps),
+            ("their density", lambda: density.map(details), density, [details]),
+        ]
+    result.append(("up-sampling", lambda: upsampled(nll, _SIZE), None, [nll]))
+    return result
+
+
+def bytes_of(part: Part) -> int:
+    """Bytes of weights, inputs and outputs."""
+    _, run, weights, inputs = part
+    outputs = run()
+    tensors = [*inputs, *(outputs if isinstance(outputs, list) else [outputs])]
+    kept = [] if weights is None else [*weights.parameters(), *weights.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *kept])
+
+
+def operations_of(part: Part) -> int:
+    """Operations, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        part[1]()
+    return counter.get_total_flops()
+
+
+def medians(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 2):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine_rates() -> tuple[float, float]:
+    """Operations a second of a large float32 matrix product, and bytes a second of a copy, read and written."""
+    side, values = 2048, torch.rand(1 << 26)
+    a, b, target = torch.rand(side, side), torch.rand(side, side), torch.empty_like(values)
+    seconds = medians({"product": lambda: a @ b, "copy": lambda: target.copy_(values)}, 10)
+    return 2 * side**3 / seconds["product"], 2 * 4 * len(values) / seconds["copy"]
+
+
+def main() -> None:
+    """Print a Markdown table for each denoiser and batch size, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="efficientnet_b4")
+    parser.add_argument("--denoisers", nargs="+", default=["mlp", "unet", "dit_s"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--map-grid-size", type=int, default=32, help="0 leaves the features' own density out")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("results/cost_model.md"))
+    arguments = parser.parse_args()
+    rate, bandwidth = machine_rates()
+    machine = f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
+    lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32"]
+    for denoiser in arguments.denoisers:
+        network = build(arguments, denoiser)
+        for batch in arguments.batches:
+            with torch.inference_mode():
+                every = parts(network, batch)
+                images = every[0][3][0]
+                runs = {name: run for name, run, *_ in every}
+                runs |= {WHOLE: lambda: network(images), BARE: lambda: network.backbone.maps(images)}  # noqa: B023
+                seconds = medians(runs, max(3, arguments.rounds // batch))
+                costs = {part[0]: (operations_of(part), bytes_of(part)) for part in every}
+            costs[WHOLE] = tuple(map(sum, zip(*costs.values(), strict=True)))
+            lines += [
+                "",
+                f"{denoiser}, batch {batch}, by image:",
+                "",
+                "| part | M operations | MB | ms | floor, ms | share |",
+                "|---|---|---|---|---|---|",
+            ]
+            for name, (operations, size) in costs.items():
+                floor = max(operations / rate, size / bandwidth)
+                lines.append(
+                    f"| {name} | {operations / batch / 1e6:.1f} | {size / batch / 1e6:.2f} | "
+                    f"{1000 * seconds[name] / batch:.2f} | {1000 * floor / batch:.2f} | "
+                    f"{seconds[name] / seconds[WHOLE]:.0%} |"
+                )
+            lines += ["", f"{seconds[WHOLE] / seconds[BARE]:.2f} times the bare backbone."]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
