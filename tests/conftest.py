@@ -19,6 +19,7 @@ from lightning.pytorch import Callback
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from exactness import unclip
 from small_data import small_folder
 from textures import textured_image
 
@@ -163,6 +164,12 @@ def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     metrics = engine.train(OSDIRF(**TINY, seed=0, pre_processor=pre_processor()), datamodule=datamodule)[0]
     checkpoint = Path(str(engine.best_model_path))
     return Trained(checkpoint.parents[2], checkpoint, dict(metrics))
+
+
+@pytest.fixture(scope="session")
+def unclipped(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model's checkpoint, with the scores of textured images inside its range."""
+    return unclip(trained.checkpoint, OSDIRF, tmp_path_factory.mktemp("unclipped"))
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     ),
     "report": ("anomalib_osdirf.report.command", "Make one page about one or more tested models."),
     "app": ("anomalib_osdirf.app.command", "Try a model in the browser."),
+    "score": ("anomalib_osdirf.bulk.command", "Score many images with an exported model, on one machine or a cluster."),
     "doctor": ("anomalib_osdirf.doctor", "Check this installation and say what to do where something is amiss."),
 }
 

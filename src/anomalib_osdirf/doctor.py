@@ -32,6 +32,7 @@ OPTIONAL_EXTRAS = {
     "openvino": "for export and OpenVINO",
     "report": "for report pages",
     "app": "to try models in the browser",
+    "ray": "to score many images",
 }
 LEAST_FREE_BYTES = 2 * 1024**3
 

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.denoisers import registry
 from anomalib_osdirf.export import options, quantisation
-from exactness import TOLERANCES, compare, export, predict, textured_files, unclip
+from exactness import TOLERANCES, compare, export, predict, textured_files
 from processor import has_bfloat16, precisions
 from small_data import small_folder
 from textures import textured_image
@@ -35,11 +35,6 @@ def _images(batch: int, height: int, width: int) -> np.ndarray:
     return (
         np.stack([textured_image(rng, height, width).transpose(2, 0, 1) for _ in range(batch)]).astype(np.float32) / 255
     )
-
-
-@pytest.fixture(scope="module")
-def unclipped(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unclip(trained.checkpoint, OSDIRF, tmp_path_factory.mktemp("unclipped"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,185 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m anomalib_osdirf score``: score many images with an exported model."""
+
+import argparse
+import hashlib
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomalib_osdirf.arguments import fail, positive
+from anomalib_osdirf.inference.scoring import ModelError, find_model, load_scorer
+from anomalib_osdirf.progress import box, phase, step, summary
+
+if TYPE_CHECKING:
+    from anomalib_osdirf.bulk.rows import Job
+    from anomalib_osdirf.bulk.store import Store, Totals
+
+# What a model is made of, by the file that names it.
+_FILES = {".xml": (".xml", ".bin", ".json"), ".onnx": (".onnx", ".onnx.data", ".json")}
+_IMPOSSIBLE, _INTERRUPTED = 2, 130
+_NEEDED = ("ray", "pyarrow")
+
+
+class _OptionError(ValueError):
+    """Options that can't be met; its message says why."""
+
+
+def main(arguments: Sequence[str], program: str) -> int:
+    """Score images.
+
+    Args:
+        arguments: The command line after the subcommand.
+        program: Name for the help text.
+
+    Returns:
+        0 if the run came to its end, 1 if it did not or no image at all could be scored, 2 if something impossible was
+        asked for, 130 after Ctrl+C.
+    """
+    options = _parser(program).parse_args(arguments)
+    if any(find_spec(package) is None for package in _NEEDED):
+        sentence = "needs Ray Data, which is not installed; install the extra: pip install 'anomalib-osdirf[ray]'."
+        return fail(program, sentence)
+    from anomalib_osdirf.bulk.listing import ListingError
+    from anomalib_osdirf.bulk.pipeline import RayError
+    from anomalib_osdirf.bulk.store import StoreError
+
+    try:
+        totals = _run(options)
+    except (ModelError, ListingError, StoreError, _OptionError) as error:
+        return fail(program, str(error), _IMPOSSIBLE)
+    except KeyboardInterrupt:
+        return fail(program, "stopped; the same command goes on where it was.", _INTERRUPTED)
+    except RayError as error:
+        return fail(program, f"{error} The same command goes on where it was.")
+    except OSError as error:
+        return fail(program, f"--output {str(options.output)!r} can't be written ({error.strerror or error}).")
+    if options.quiet and totals.errors:
+        fail(program, f"{totals.errors} of {totals.images} images have an error, see {options.output}.")
+    return 0 if totals.scored else 1
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Score many images with an exported model of any of anomalib's kinds. What is finished is not done "
+        "again: an interrupted run goes on where it was with the same command, and new images of a folder are added.",
+    )
+    parser.add_argument("--model", type=Path, required=True, help=".xml or .onnx file, or a results folder")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="folder with images (with all folders in it), text file with a path in each line, or a pattern",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="file to write, such as scores.parquet")
+    parser.add_argument("--maps", type=Path, metavar="DIR", help="also write anomaly maps, as numpy's .npy files")
+    parser.add_argument("--workers", type=positive, help="processes that score (as many as there are CPUs for)")
+    parser.add_argument("--cpus", type=positive, default=1, help="CPUs of a worker (1)")
+    parser.add_argument(
+        "--address",
+        help="address of a Ray cluster, or auto; all its machines must see model, images and maps by the same paths",
+    )
+    parser.add_argument("--max-pixels", type=positive, default=50_000_000, help="most pixels of an image (50000000)")
+    parser.add_argument("--retry-errors", action="store_true", help="score images again that have an error so far")
+    parser.add_argument(
+        "--save-every", type=_seconds, default=10.0, metavar="SECONDS", help="how often scores are written down (10)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    how.add_argument("--verbose", action="store_true", help="show what Ray has to say")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> "Totals":
+    from anomalib_osdirf.bulk.listing import list_images
+    from anomalib_osdirf.bulk.rows import Job, readable
+    from anomalib_osdirf.bulk.store import Store
+
+    visible = not options.quiet
+    model = find_model(options.model)
+    if model.suffix not in _FILES:
+        msg = f"--model {str(model)!r} is a checkpoint; export it first, with anomalib export --export_type openvino."
+        raise ModelError(msg)
+    if options.output.suffix != ".parquet":
+        msg = f"--output {str(options.output)!r} does not end in .parquet, which is what it becomes."
+        raise _OptionError(msg)
+    scorer = load_scorer(model)  # a worker would say less clearly what is wrong with it
+    maps = None if options.maps is None else str(options.maps.absolute())
+    store = Store(options.output.absolute(), {"model": _digest(model), "maps": maps}, options.save_every)
+    with step("Listing images", visible):
+        images = list_images(options.input)
+        finished = store.finished(options.retry_errors)
+        pending = [image for image in images if readable(image) not in finished]
+    job = Job(str(model.absolute()), options.cpus, options.max_pixels, maps)
+    scored = _score(pending, job, store, options) if pending else "nothing, all images were scored before"
+    with step(f"Writing {options.output}", visible):
+        totals = store.merge()
+    if visible:
+        name = f"{scorer.name}, {scorer.kind}, {model}"
+        box("Scoring finished", _lines(name, scored, totals, options))
+    return totals
+
+
+def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Namespace) -> str:
+    """Score images into a store, and say how it went."""
+    from anomalib_osdirf.bulk.pipeline import score, started
+
+    visible = not options.quiet
+    with started(options.address, options.verbose, visible) as cpus:
+        workers = options.workers or max(1, cpus // options.cpus)
+        if workers * options.cpus > cpus:
+            where = "this machine has" if options.address is None else "the cluster has"
+            msg = f"--workers {workers} with --cpus {options.cpus} needs {workers * options.cpus} CPUs; {where} {cpus}."
+            raise _OptionError(msg)
+        start = time.perf_counter()
+        rows = score([os.fsencode(path) for path in pending], job, workers, options.verbose)
+        try:
+            for table in phase("Scoring", rows, len(pending), visible, lambda table: table.num_rows):
+                store.add(table)
+        finally:
+            store.flush()
+        speed = summary(len(pending), time.perf_counter() - start)
+    return f"{speed}, {workers} {'worker' if workers == 1 else 'workers'}"
+
+
+def _lines(name: str, scored: str, totals: "Totals", options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    yield "Model", name
+    yield "Scored now", scored
+    yield (
+        "All scores",
+        f"{totals.images} images, {totals.anomalous} anomalous, {totals.scored - totals.anomalous} normal",
+    )
+    if totals.errors:
+        yield "Errors", f"{totals.errors}, see the column error; the first: {totals.first_error}"
+    yield "Scores", str(options.output)
+    if options.maps is not None:
+        yield "Maps", str(options.maps)
+    code = f"import pandas; print(pandas.read_parquet({str(options.output)!r}).nlargest(10, 'score'))"
+    yield "Look", f'python -c "{code}"'
+
+
+def _digest(model: Path) -> str:
+    """Describe a model by what is in its files, its settings among them."""
+    described = hashlib.sha256()
+    for suffix in _FILES[model.suffix]:
+        file = model.with_suffix(suffix)
+        if file.is_file():
+            described.update(f"{suffix} {file.stat().st_size} ".encode())
+            described.update(file.read_bytes())
+    return described.hexdigest()[:16]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        msg = f"{text!r} is no number of seconds"
+        raise argparse.ArgumentTypeError(msg)
+    return seconds

@@ -1,0 +1,161 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ray: where it runs, and how images go through it."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from anomalib_osdirf.bulk.rows import Job, Worker
+from anomalib_osdirf.progress import step
+
+_MOST_ROWS = 32  # of a task; what a killed run has done in vain
+_TASKS_OF_A_WORKER = 32  # so that none waits long for another at the end
+_OBJECT_STORE = 128 * 1024**2  # of paths and rows only
+# A socket's path has 107 characters at most, and Ray adds sixty to its folder's.
+_LONGEST_FOLDER = 40
+
+
+class RayError(RuntimeError):
+    """Ray can't start, or stopped; its message says why."""
+
+
+@contextmanager
+def started(address: str | None, verbose: bool, visible: bool) -> Iterator[int]:
+    """Start Ray on this machine, reachable by no other, or connect to a cluster.
+
+    Args:
+        address: A cluster's address; ``None`` for this machine.
+        verbose: Whether to show what Ray has to say.
+        visible: Whether to show that it is being started.
+
+    Yields:
+        The number of CPUs that there are.
+
+    Raises:
+        RayError: If Ray can't be started or reached.
+    """
+    folder = None if address is not None else Path(tempfile.mkdtemp(prefix="osdirf-", dir=_short_folder()))
+    try:
+        with step("Starting Ray" if address is None else f"Connecting to Ray at {address}", visible):
+            cpus = _start(address, verbose, folder)
+        yield cpus
+    finally:
+        import ray
+
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(address: str | None, verbose: bool, folder: Path | None) -> int:
+    _set_environment(address, verbose)
+    import ray
+    import ray.data
+
+    level = logging.INFO if verbose else logging.CRITICAL
+    logging.getLogger("ray.data").setLevel(level)
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "_temp_dir": str(folder)}
+    try:
+        with nullcontext() if verbose else _deaf():
+            ray.init(
+                address or "local", log_to_driver=verbose, logging_level=level, **({} if folder is None else local)
+            )
+    except Exception as error:  # Ray raises what it comes upon
+        where = "Ray can't be started" if address is None else f"--address {address!r} is no Ray cluster that answers"
+        msg = f"{where} ({_last_line(error)})."
+        raise RayError(msg) from error
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator[pa.Table]:
+    """Score images in a pool of workers.
+
+    Args:
+        paths: Absolute paths, as the file system has them.
+        job: What the workers are told.
+        workers: Number of workers, each with as many CPUs as it has threads.
+        verbose: Whether Ray shows bars of its own.
+
+    Yields:
+        Rows, in the order in which they are done.
+
+    Raises:
+        RayError: If Ray gives up.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    rows = max(1, min(_MOST_ROWS, len(paths) // (workers * _TASKS_OF_A_WORKER)))
+    tasks = [
+        pa.table({"path": pa.array(paths[start : start + rows], pa.binary())}) for start in range(0, len(paths), rows)
+    ]
+    try:
+        scored = ray.data.from_arrow(tasks).map_batches(
+            _Actor,
+            fn_constructor_args=(job,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=job.threads,
+        )
+        yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
+    except Exception as error:  # Ray raises what it comes upon
+        msg = f"Ray stopped ({_last_line(error)})."
+        raise RayError(msg) from error
+
+
+class _Actor:
+    """A worker in a process of its own, which Ray starts again if it dies, and its task with it."""
+
+    def __init__(self, job: Job) -> None:
+        import ray
+
+        name = f"anomalib-osdirf-{ray.get_runtime_context().get_actor_id()}.json"
+        self._worker = Worker(job, Path(tempfile.gettempdir()) / name)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._worker.rows(batch["path"].to_pylist())
+
+
+def _set_environment(address: str | None, verbose: bool) -> None:
+    """Say to Ray what it reads from the environment, most of it when it is first imported."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address is None:
+        # Whatever its name says, on every system it decides between the loopback address and all others.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Drop what is written to the error stream from outside Python: Ray says there that it was told to be silent."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _short_folder() -> str | None:
+    """Return a folder for temporary files whose path leaves room for Ray's sockets."""
+    short = Path("/tmp")
+    return str(short) if len(tempfile.gettempdir()) > _LONGEST_FOLDER and short.is_dir() else None
+
+
+def _last_line(error: BaseException) -> str:
+    """Return what an error says in the end: Ray puts the worker's traceback first."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:300] if lines else type(error).__name__

@@ -1,0 +1,169 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""From an image file to its row. Neither Ray nor, for exported models, torch is imported."""
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from anomalib_osdirf.inference.reading import ImageError, read_image
+from anomalib_osdirf.inference.scoring import load_scorer
+
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("score", pa.float64()),
+        ("label", pa.bool_()),  # whether it is anomalous
+        ("box", pa.list_(pa.int32())),  # of `largest_region`
+        ("seconds", pa.float64()),  # for reading and scoring
+        ("map", pa.string()),  # file of the anomaly map
+        ("error", pa.string()),
+    ]
+)
+_MOST_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told."""
+
+    model: str
+    threads: int
+    max_pixels: int
+    maps: str | None  # folder for anomaly maps
+
+
+class Worker:
+    """A loaded model that makes rows of image files.
+
+    Args:
+        job: What it is told.
+        witness: File that outlives this process if an image kills it, on the same machine.
+    """
+
+    def __init__(self, job: Job, witness: Path) -> None:
+        self._job = job
+        self._scorer = load_scorer(Path(job.model), threads=job.threads)
+        self._witness = Witness(witness)
+        cv2.setNumThreads(job.threads)
+
+    def rows(self, paths: list[bytes]) -> pa.Table:
+        """Score files.
+
+        Args:
+            paths: Absolute paths, as the file system has them.
+
+        Returns:
+            A row of `SCHEMA` for each, whatever is wrong with it.
+        """
+        table = pa.Table.from_pylist([self._row(os.fsdecode(path)) for path in paths], SCHEMA)
+        self._witness.close()
+        return table
+
+    def _row(self, path: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"path": readable(path)}
+        if self._witness.deaths[row["path"]] >= _MOST_DEATHS:
+            return row | {"error": f"{Path(row['path']).name} ended the process that scored it, {_MOST_DEATHS} times."}
+        start = time.perf_counter()
+        self._witness.watch(row["path"])
+        try:
+            self._score(Path(path), row)
+        except ImageError as error:
+            row["error"] = readable(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever an image does to a model, the others are scored
+            row["error"] = readable(f"{Path(path).name} could not be scored ({_one_line(error)}).")
+        return row | {"seconds": time.perf_counter() - start}
+
+    def _score(self, path: Path, row: dict[str, Any]) -> None:
+        image = read_image(path, self._job.max_pixels)
+        result = self._scorer.score(image)
+        if not math.isfinite(result.score):
+            msg = f"{path.name} has no score: the model returned {result.score}."
+            raise ImageError(msg)
+        height, width = image.shape[:2]
+        row |= {"score": result.score, "label": result.label}
+        row["box"] = None if result.mask is None else largest_region(result.mask, width, height)
+        if self._job.maps is not None and result.map is not None:
+            row["map"] = readable(str(_write_map(Path(self._job.maps), path, result.map)))
+
+
+class Witness:
+    """Remembers which image was being scored when a process died, and how often that happened to it.
+
+    Args:
+        file: Where to; it is there only while images are being scored.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.deaths: Counter[str] = Counter()
+        try:
+            left = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        self.deaths.update(left["deaths"])
+        self.deaths[left["current"]] += 1
+
+    def watch(self, path: str) -> None:
+        """Note that an image is being scored."""
+        self._file.write_text(json.dumps({"deaths": self.deaths, "current": path}), encoding="utf-8")
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self._file.unlink(missing_ok=True)
+
+
+def largest_region(mask: NDArray[np.bool_], width: int, height: int) -> list[int] | None:
+    """Return the box of the largest connected anomalous region.
+
+    Args:
+        mask: Where the image is anomalous ``(h, w)``.
+        width: The image's width in pixels, which may be another than the mask's.
+        height: Its height.
+
+    Returns:
+        First column, first row, column after the last and row after the last, in the image's pixels; ``None`` if
+        nothing is anomalous.
+    """
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count == 1:  # the background
+        return None
+    left, top, columns, rows, _ = (
+        int(value) for value in max(statistics[1:], key=lambda found: found[cv2.CC_STAT_AREA])
+    )
+    mask_height, mask_width = mask.shape
+    return [
+        left * width // mask_width,
+        top * height // mask_height,
+        -(-(left + columns) * width // mask_width),
+        -(-(top + rows) * height // mask_height),
+    ]
+
+
+def readable(text: str) -> str:
+    """Return a text that every program can read, where a file's name is of no known encoding."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _write_map(folder: Path, image: Path, anomaly_map: NDArray[np.float32]) -> Path:
+    """Write a map, whole or not at all, into folders like the image's."""
+    file = folder.joinpath(image.drive.strip(":\\/"), *image.parts[1:-1], f"{image.name}.npy")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    with unfinished.open("wb") as stream:
+        np.save(stream, anomaly_map.astype(np.float32))
+    return unfinished.replace(file)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
