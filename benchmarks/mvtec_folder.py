@@ -19,8 +19,5 @@ def mvtec_folder(root: Path, **arguments: Any) -> Folder:  # noqa: ANN401
         normal_test_dir="test/good",
         abnormal_dir=[f"test/{name}" for name in defects],
         mask_dir=masks,
-        val_split_mode="same_as_test",
-        seed=0,
-        num_workers=0,
-        **arguments,
+        **{"val_split_mode": "same_as_test", "seed": 0, "num_workers": 0, **arguments},
     )

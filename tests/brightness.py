@@ -10,13 +10,12 @@ import onnx
 from onnx import TensorProto, helper
 
 
-def brightness_model(folder: Path, size: int | str = "side", p_value: bool = False, **metadata: Any) -> Path:
+def brightness_model(folder: Path, size: int | str = "side", **metadata: Any) -> Path:
     """Write ``model.onnx``, with metadata beside it if there is any.
 
     Args:
         folder: Where to.
         size: Height and width that it takes, any if it is a name.
-        p_value: Whether it has an output of that name.
         **metadata: Metadata.
     """
     axes = [helper.make_tensor(name, TensorProto.INT64, [len(value)], value) for name, value in _AXES.items()]
@@ -25,9 +24,6 @@ def brightness_model(folder: Path, size: int | str = "side", p_value: bool = Fal
         helper.make_node("ReduceMax", ["anomaly_map", "rest"], ["pred_score"], keepdims=0),
     ]
     names = {"anomaly_map": [1, 1, size, size], "pred_score": [1]}
-    if p_value:
-        nodes.append(helper.make_node("Exp", ["pred_score"], ["p_value"]))
-        names["p_value"] = [1]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in names.items()]
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, size, size])]
     graph = helper.make_graph(nodes, "brightness", inputs, outputs, axes)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from anomalib.engine import Engine
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
 
 from anomalib_osdirf import OSDIRF, DiffusionAD, InvAD
 from anomalib_osdirf.data import MultiCategory
@@ -36,28 +38,34 @@ def tiny(model_class: Any, **arguments: Any) -> Any:
     return model_class(**{**TINY, "max_steps": 8, "seed": 0, "pre_processor": pre_processor(), **arguments})
 
 
-def train(model: Any, data: Path, output: Path, devices: int, **arguments: Any) -> dict[str, Any]:
-    """Train, test and predict, and return what came of it in this process."""
+def train(
+    model: Any, data: Path, output: Path, devices: int, strategy: Any = "auto", categories: bool = False
+) -> dict[str, Any]:
+    """Train, test, by categories too, and predict, and return what came of it in this process."""
     keeper = Losses()
     engine = Engine(
         default_root_dir=output,
         accelerator="cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=strategy,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[keeper, ReportCallback(page=False, quiet=True)],
     )
-    datamodule: Any = small_folder(data, train_batch_size=WHOLE_BATCH // devices, eval_batch_size=2, **arguments)
+    datamodule: Any = small_folder(data, train_batch_size=WHOLE_BATCH // devices, eval_batch_size=2)
     metrics = engine.train(model, datamodule=datamodule)[0]
-    several = MultiCategory({"bolts": small_folder(data), "nuts": small_folder(data / "nuts")}, eval_batch_size=2)
-    by_category = engine.test(model, datamodule=several)[0]
+    by_category = {}
+    if categories:
+        both = MultiCategory({"bolts": small_folder(data), "nuts": small_folder(data / "nuts")}, eval_batch_size=2)
+        by_category = dict(engine.test(model, datamodule=both)[0])
     batches = engine.predict(model, datamodule=datamodule) or []
+    state = model.state_dict()
     return {
-        "state": model.state_dict(),
+        "state": {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()},
+        "checkpoint": str(engine.best_model_path),
         "losses": keeper.losses,
         "metrics": dict(metrics),
-        "by_category": dict(by_category),
+        "by_category": by_category,
         "scores": {item.image_path: float(item.pred_score) for batch in batches for item in batch},
     }
 
@@ -69,9 +77,11 @@ def main(data: Path, output: Path) -> None:
         "uncached": tiny(OSDIRF, feature_cache=False),
         "InvAD": tiny(InvAD, density="position_full", shrinkage="auto"),
         "DiffusionAD": DiffusionAD(**DIFFUSION_AD),
+        "sharded": tiny(OSDIRF),
     }
     for name, model in models.items():
-        result = train(model, data, output / name, devices=2)
+        strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False) if name == "sharded" else "ddp"
+        result = train(model, data, output / name, 2, strategy, categories=name == "OSDIRF")
         torch.save(result, output / f"{name}-{model.global_rank}.pt")
 
 

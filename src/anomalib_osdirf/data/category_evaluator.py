@@ -100,11 +100,12 @@ class CategoryEvaluator(Evaluator):
         categories = tuple(self._metrics)
         self._metrics.clear()  # pixels take a lot of memory
         if self.category_of is None:
-            pl_module.log_dict({name: of_category[""] for name, of_category in values.items()})
-            return
-        for category in categories:
-            pl_module.log_dict({f"{category}/{name}": by[category] for name, by in values.items() if category in by})
-        pl_module.log_dict({f"mean/{name}": sum(by.values()) / len(by) for name, by in values.items()})
+            logged = {name: of_category[""] for name, of_category in values.items()}
+        else:
+            logged = {f"{one}/{name}": by[one] for one in categories for name, by in values.items() if one in by}
+            logged |= {f"mean/{name}": sum(by.values()) / len(by) for name, by in values.items()}
+        # The same in all processes already: so one would also be told not to have synchronised them.
+        pl_module.log_dict(logged, sync_dist=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the visualizer as it was."""

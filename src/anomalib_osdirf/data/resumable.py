@@ -209,7 +209,7 @@ def _length(dataloader: DataLoader) -> int:
 
 def _with_batches(dataloader: DataLoader, batches: Iterable[list[int]]) -> DataLoader:
     """Return a dataloader over the same data with batches of other indices."""
-    return DataLoader(dataloader.dataset, batch_sampler=batches, **_options(dataloader))  # type: ignore[arg-type]
+    return DataLoader(dataloader.dataset, batch_sampler=batches, **_options(dataloader))
 
 
 def _options(dataloader: DataLoader) -> dict[str, Any]:

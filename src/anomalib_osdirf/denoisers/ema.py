@@ -29,4 +29,8 @@ class EMAUpdate:
         """Move the averages towards the current parameters, in place."""
         updates = int(num_averaged)
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        if averaged[0].dtype == current[0].dtype:
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+            return
+        for average, value in zip(averaged, current, strict=True):  # one copy in the average's precision at a time
+            average.lerp_(value.to(average.dtype), 1 - decay)

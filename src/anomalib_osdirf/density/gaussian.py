@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian negative log densities of a field, per position."""
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -120,12 +121,15 @@ class Density(nn.Module, ABC):
         """Restore what :meth:`get_extra_state` returned."""
         self.num_images = state["num_images"]
 
-    def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> None:
+    def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> StreamingMoments:
         """Fit the Gaussian in one pass.
 
         Args:
             fields: The training images' fields in batches, shape ``(B, D, h, w)`` each.
             processes: Who has the fields of the other images.
+
+        Returns:
+            Moments of the fields at each position, ``mean`` of shape ``(h w, D)``.
         """
         halves = StreamingMoments(), StreamingMoments()
         number = processes.rank
@@ -137,7 +141,9 @@ class Density(nn.Module, ABC):
             number += processes.count * field.shape[0]
         even, odd = (half.pooled(processes) for half in halves)
         self.fit_moments(even, odd)
-        self.num_images = even.count + odd.count
+        moments = even.merged(odd)
+        self.num_images = moments.count
+        return moments
 
     @abstractmethod
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
@@ -148,6 +154,17 @@ class Density(nn.Module, ABC):
                 P = h w positions.
             odd: Those of the rest.
         """
+
+    def leave_one_out(self, moments: StreamingMoments) -> "Density":
+        """Return a density for the images that this one was just fitted on, each as if left out of the fit.
+
+        What is fitted on all positions together is kept: one image is next to nothing of it.
+
+        Args:
+            moments: What :meth:`fit` returned.
+        """
+        del moments
+        return self
 
     @property
     @abstractmethod
@@ -234,10 +251,27 @@ class DiagonalGaussian(Density):
             # Within positions and between them: every position has as many samples as the others.
             variance = (variance + mean.var(dim=0, correction=0)).mean(dim=0, keepdim=True)
             mean = mean.mean(dim=0, keepdim=True)
-        std = (variance + _VARIANCE_FLOOR).sqrt()
+        self.set_gaussian(mean, variance + _VARIANCE_FLOOR)
+
+    def set_gaussian(self, mean: Tensor, variance: Tensor) -> None:
+        """Set mean and variances, both ``(P, D)``."""
+        std = variance.sqrt()
         self.scale.copy_((1 / std).T)
         self.offset.copy_((-mean / std).T)
         self.log_normaliser.copy_(std.log().sum(dim=1) + 0.5 * mean.shape[1] * log(2 * pi))
+
+    def leave_one_out(self, moments: StreamingMoments) -> Density:
+        """See :meth:`Density.leave_one_out`."""
+        if self.scale.shape[1] == 1:
+            return self
+        grown = moments.count / (moments.count - 1)
+        around = copy.deepcopy(self).double()
+        around.set_gaussian(moments.mean, grown * moments.covariance().diagonal(dim1=-2, dim2=-1) + _VARIANCE_FLOOR)
+        return LeaveOneOut(around, moments.count, 1.0)
+
+    def parts(self, field: Tensor) -> Tensor:
+        """Squared distance of each channel, shape ``(B, D, h w)``."""
+        return (field.flatten(2) * self.scale + self.offset).square()
 
     @property
     def normaliser(self) -> Tensor:
@@ -246,7 +280,7 @@ class DiagonalGaussian(Density):
 
     def squared_distance(self, field: Tensor) -> Tensor:
         """See :meth:`Density.squared_distance`."""
-        return (field.flatten(2) * self.scale + self.offset).square().sum(dim=1)
+        return self.parts(field).sum(dim=1)
 
 
 class PositionGaussian(Density):
@@ -287,26 +321,45 @@ class PositionGaussian(Density):
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
         """See :meth:`Density.fit_moments`. The inverse Cholesky factor is kept: scoring is one matrix product."""
         moments = even.merged(odd)
-        covariance = self._shrunk(moments, (even, odd))
+        self._shrinking = self._intensity(moments, (even, odd))
+        self.set_gaussian(moments.mean, shrunk(moments.covariance(), *self._shrinking))
+
+    def set_gaussian(self, mean: Tensor, covariance: Tensor) -> None:
+        """Set means ``(P, D)`` and covariances ``(P, D, D)``."""
         dim = covariance.shape[-1]
         identity = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
         factor = torch.linalg.cholesky(covariance)
         whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
         log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-        self.mean.copy_(moments.mean)
+        self.mean.copy_(mean)
         self.whitener.copy_(whitener)
         self.log_normaliser.copy_(0.5 * (log_determinant + dim * log(2 * pi)))
 
-    def _shrunk(self, moments: StreamingMoments, halves: tuple[StreamingMoments, StreamingMoments]) -> Tensor:
-        covariance = moments.covariance()
+    def _intensity(
+        self, moments: StreamingMoments, halves: tuple[StreamingMoments, StreamingMoments]
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Return how much covariances are shrunk, and towards which variance."""
         if self.shrinkage == "oas":
+            covariance = moments.covariance()
             mean_variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-            return shrunk(covariance, oas_shrinkage(covariance, moments.count), mean_variance)
+            return oas_shrinkage(covariance, moments.count), mean_variance
         if self.shrinkage == "auto":
             intensity = likeliest_shrinkage(halves)
             logger.info("shrinkage=auto: %g is the likeliest on held-out training images.", intensity)
-            return shrunk(covariance, intensity)
-        return shrunk(covariance, float(self.shrinkage))
+            return intensity, 1.0
+        return float(self.shrinkage), 1.0
+
+    def leave_one_out(self, moments: StreamingMoments) -> Density:
+        """See :meth:`Density.leave_one_out`; the shrinkage stays that of all images."""
+        intensity, variance = self._shrinking
+        around = copy.deepcopy(self).double()
+        grown = moments.count / (moments.count - 1)
+        around.set_gaussian(moments.mean, shrunk(grown * moments.covariance(), intensity, variance))
+        return LeaveOneOut(around, moments.count, 1 - intensity)
+
+    def parts(self, field: Tensor) -> Tensor:
+        """Squared distance of all channels together, shape ``(B, 1, h w)``."""
+        return self.squared_distance(field).unsqueeze(1)
 
     @property
     def normaliser(self) -> Tensor:
@@ -327,6 +380,54 @@ class PositionGaussian(Density):
         vectors = field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1)  # (P, B, D)
         whitened = torch.bmm(vectors, self.whitener.transpose(1, 2))
         return whitened.square().sum(dim=2)
+
+
+class LeaveOneOut(Density):
+    """Gaussians that each image they were fitted on is left out of when it is scored.
+
+    Without an image at d from the mean of n, mean and covariance are m - d / (n - 1) and
+    ``n / (n - 1) S - n / (n - 1)^2 d d^T``, shrunk as before: a matrix B that all images share, minus a term of rank
+    one. With q = d^T B^-1 d and c = (1 - s) n / (n - 1)^2 the squared distance is ``(n / (n - 1))^2 q / (1 - c q)``
+    and the determinant that of B times 1 - c q (Sherman and Morrison 1950), at no more cost than a fitted density's.
+
+    Args:
+        around: The Gaussians of B around the means of all images, in float64.
+        count: Number n of images, at least 2.
+        share: Share 1 - s of S in the shrunk covariance, a number or of shape ``(P,)``.
+    """
+
+    def __init__(self, around: "DiagonalGaussian | PositionGaussian", count: int, share: Tensor | float) -> None:
+        super().__init__()
+        self.around = around
+        self.count = count
+        self.share = share
+        self.num_images = count
+
+    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
+        """See :meth:`Density.fit_moments`; this one comes fitted."""
+
+    @property
+    def normaliser(self) -> Tensor:
+        """See :attr:`Density.normaliser`, of the Gaussians that all images share."""
+        return self.around.normaliser
+
+    def squared_distance(self, field: Tensor) -> Tensor:
+        """See :meth:`Density.squared_distance`; the field must be that of images of the fit."""
+        return self._distance_and_remainder(field)[0].to(field.dtype)
+
+    def map(self, field: Tensor) -> Tensor:
+        """See :meth:`Density.map`; the field must be that of images of the fit."""
+        distance, remainder = self._distance_and_remainder(field)
+        nll = 0.5 * (distance + remainder.log().sum(dim=1)) + self.normaliser
+        return nll.unflatten(1, (1, *field.shape[-2:])).to(field.dtype)
+
+    def _distance_and_remainder(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        """Return squared distances ``(B, P)``, and 1 - c q, which is positive but for rounding."""
+        parts = self.around.parts(field.double())
+        remainder = 1 - self.share * (self.count / (self.count - 1) ** 2) * parts
+        remainder = remainder.clamp_min(torch.finfo(torch.float64).eps)
+        grown = (self.count / (self.count - 1)) ** 2
+        return (grown * parts / remainder).sum(dim=1), remainder
 
 
 def build_density(name: str, dim: int, grid_size: int, shrinkage: float | str = "oas") -> Density:

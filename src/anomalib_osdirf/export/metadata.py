@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from anomalib_osdirf.post_processing.p_values import EXPONENTS
+
 _PACKAGES = ("anomalib-osdirf", "anomalib", "torch", "openvino")
 _STATISTICS = {
     "image_threshold": "_image_threshold",
@@ -19,27 +21,35 @@ _STATISTICS = {
     "pixel_min": "pixel_min",
     "pixel_max": "pixel_max",
 }
-_SENSITIVITIES = ("image_sensitivity", "pixel_sensitivity")
+# Of FalseAlarmPostProcessor: scores by which normalised ones have p-values.
+_KNOTS = {"image_knots": "image_scale.knots", "pixel_knots": "pixel_scale.knots"}
+_DESCRIPTION = ("image_sensitivity", "pixel_sensitivity", "false_alarm_rate", "calibration")
 # The section of an OpenVINO model's runtime info where Intel's own tools look.
 _SECTION = "model_info"
 
 
-def post_processing_values(state: Mapping[str, Any]) -> dict[str, float | None]:
+def post_processing_values(state: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what turns raw scores and maps into normalised ones and labels.
 
     Args:
         state: Post-processor's state dict, thresholds, minima and maxima as scalar tensors.
 
     Returns:
-        Raw thresholds, minima and maxima, ``None`` where one was never fitted.
+        Raw thresholds, minima and maxima, ``None`` where one was never fitted; and knots of p-values, where there are
+        any.
     """
     values = {name: float(state[key]) for name, key in _STATISTICS.items() if key in state}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    knots = {name: state[key].tolist() for name, key in _KNOTS.items() if key in state}
+    fitted = {name: value for name, value in knots.items() if not any(map(math.isnan, value))}
+    return {
+        **{name: None if math.isnan(value) else value for name, value in values.items()},
+        **({**fitted, "knot_exponents": EXPONENTS} if fitted else {}),
+    }
 
 
-def sensitivities(post_processor: Any) -> dict[str, float]:  # noqa: ANN401 - any module may be a post-processor
-    """Collect a post-processor's sensitivities, where it has them."""
-    return {name: getattr(post_processor, name) for name in _SENSITIVITIES if hasattr(post_processor, name)}
+def description(post_processor: Any) -> dict[str, Any]:  # noqa: ANN401 - any module may be a post-processor
+    """Collect a post-processor's sensitivities and, of ours, false-alarm rate and how well it is known."""
+    return {name: getattr(post_processor, name) for name in _DESCRIPTION if hasattr(post_processor, name)}
 
 
 def versions() -> dict[str, str]:

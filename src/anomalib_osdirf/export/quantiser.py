@@ -5,6 +5,7 @@
 import copy
 import logging
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -120,12 +121,12 @@ class Quantiser:
             self._fit(_compile(network))
             quantisation.replace_constants(network, self.original.fitted_buffers(), self.model.fitted_buffers())
             quantisation.hide_fields(network)
-        if self.can_validate:
+        if self.can_validate and not self._by_training:
             compiled = _compile(network)
             indices = range(len(self.datamodule.val_data))
             batches = self._score(compiled, indices, "Thresholds of the quantised network", from_field=False)
             self._fit_post_processor(batches)
-        else:
+        elif not self._by_training:
             logger.warning(
                 "Thresholds are those from before quantisation: there are no validation images to fit them on anew."
             )
@@ -142,9 +143,28 @@ class Quantiser:
             more = [one for _, one in outputs if one is not None]
             if more:
                 details.update(torch.cat(more).flatten(2).permute(2, 0, 1))
-        self.model.fit(lambda: fields)
+        moments = self.model.fit(lambda: fields)
         if details.count:
             self.model.fit_details(details)
+        if self._by_training:
+            with self.model.leaving_out(moments, details if details.count else None):
+                self._add_training_images(compiled)
+            self.post_processor.fit("training")
+
+    @property
+    def _by_training(self) -> bool:
+        """Whether thresholds are from training images, each left out of the densities' fit."""
+        return getattr(self.post_processor, "source", None) == "training"
+
+    def _add_training_images(self, compiled: Any) -> None:  # noqa: ANN401
+        """Have the post-processor note what the densities say of training images."""
+        dataset = self.datamodule.train_data
+        indices = phase("Thresholds of the quantised network", range(len(dataset)), len(dataset), self.visible)
+        for index in indices:
+            outputs = compiled(dataset[index].image[None].numpy())
+            field, details = _fields(outputs)
+            result = self.model.read_out(field, outputs["anomaly_map"].shape[-2:], details)
+            self.post_processor.add(SimpleNamespace(**result._asdict() | {"gt_label": torch.zeros(1)}))
 
     def _score(self, compiled: Any, indices: Sequence[int], name: str, from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
         """Score validation images.

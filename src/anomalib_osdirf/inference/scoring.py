@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.post_processing.p_values import normalise, p_value
 
 Array = NDArray[np.float32]
 
@@ -32,7 +33,7 @@ class Score:
     label: bool  # whether it is anomalous: the model's own word where it has one
     map: Array | None  # (h, w), normalised alike
     mask: NDArray[np.bool_] | None  # (h, w), where it is anomalous
-    p_value: float | None  # of models that have one: how often a normal image has such a score
+    p_value: float | None  # of models with a false-alarm rate: share of normal images with such a score or a higher one
     milliseconds: float
 
 
@@ -70,12 +71,13 @@ class Scorer(ABC):
         mask = None if anomaly_map is None else anomaly_map > self.pixel_threshold
         if "pred_mask" in outputs:
             mask = _plane(outputs["pred_mask"]) > 0
+        rate = self.metadata.get("false_alarm_rate")
         return Score(
             score=score,
             label=bool(label),
             map=anomaly_map,
             mask=mask,
-            p_value=float(np.squeeze(outputs["p_value"])) if "p_value" in outputs else None,
+            p_value=None if rate is None else float(p_value(np.float64(score), rate)),
             milliseconds=milliseconds,
         )
 
@@ -84,7 +86,10 @@ class Scorer(ABC):
         """Return the model's outputs for a batch ``(1, 3, H, W)``; several threads call this at once."""
 
     def _normalise(self, values: Any, level: str) -> Any:  # noqa: ANN401 - a number or an array
-        """Normalise what a model that was exported without its post-processing returns, as anomalib does."""
+        """Normalise what a model that was exported without its post-processing returns, as that would."""
+        knots = self.metadata.get(f"{level}_knots")
+        if knots is not None and not self.metadata.get("post_processor", True):
+            return normalise(values, knots)
         low, high, threshold = (self.metadata.get(f"{level}_{name}") for name in ("min", "max", "threshold"))
         if self.metadata.get("post_processor", True) or low is None or high is None or threshold is None or high == low:
             return values
@@ -153,9 +158,11 @@ class CheckpointScorer(Scorer):
     def __init__(self, path: Path, model: str | None = None) -> None:
         import torch
 
+        from anomalib_osdirf.export import metadata
+
         module_class = _model_class(path, model)
-        super().__init__(path, {"model": module_class.__name__})
         module = module_class.load_from_checkpoint(path, map_location="cpu")
+        super().__init__(path, {"model": module_class.__name__, **metadata.description(module.post_processor)})
         self.threshold, self.pixel_threshold = (
             1 - float(getattr(module.post_processor, f"{level}_sensitivity", 0.5)) for level in ("image", "pixel")
         )

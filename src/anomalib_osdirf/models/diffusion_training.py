@@ -11,19 +11,26 @@ from typing import Any, ClassVar
 import torch
 from anomalib import LearningType
 from anomalib.metrics import Evaluator
+from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 import anomalib_osdirf
 from anomalib_osdirf.data.resumable import ResumableLoader, SharedDataModule, reason_not_to_reorder
 from anomalib_osdirf.data.sixteen_bit import read_16_bit_grey
 from anomalib_osdirf.models.metrics import default_evaluator
-from anomalib_osdirf.models.several_processes import images_of_splits, share_results_folder
+from anomalib_osdirf.models.several_processes import (
+    check_predicted_images,
+    check_sharding,
+    images_of_splits,
+    shards_weights,
+    share_results_folder,
+)
 from anomalib_osdirf.models.training_progress import TrainingProgress
+from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.processes import Processes
 from anomalib_osdirf.progress import images_in, of_processes, phase
 
@@ -33,6 +40,8 @@ logger = logging.getLogger(__name__)
 _LIGHTNING_MAX_EPOCHS = 1000
 _NEVER = 2**31 - 1
 MODEL_KEY = "osdirf_model"
+_POST_PROCESSOR_KEY = "anomalib_post_processor_config"
+_POST_PROCESSOR = "post_processor."
 
 
 class ResumeCheckpoint(ModelCheckpoint):
@@ -81,6 +90,7 @@ class DiffusionTraining(LightningModule):
             "max_epochs",
             "check_val_every_n_epoch",
             "checkpoint_every_n_steps",
+            "false_alarm_rate",  # thresholds are set anew where it differs
         }
     )
     positive_arguments: ClassVar[tuple[str, ...]] = (
@@ -96,6 +106,7 @@ class DiffusionTraining(LightningModule):
     _seed = 0
     _fitted_step = -1
     _loader: ResumableLoader | None = None
+    _thresholds_missing = False  # in a checkpoint that was trained with another false_alarm_rate or none
 
     def check_training_arguments(self) -> None:
         """Refuse impossible training arguments.
@@ -112,6 +123,10 @@ class DiffusionTraining(LightningModule):
             if not self.hparams[name] >= 0:
                 msg = f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number."
                 raise ValueError(msg)
+        rate, own = self.hparams["false_alarm_rate"], self.post_processor
+        if rate is not None and own is not None and getattr(own, "false_alarm_rate", None) != rate:
+            msg = f"false_alarm_rate={rate!r} and a {type(own).__name__} can't be had together; leave one of them out."
+            raise ValueError(msg)
 
     def build_model(self, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         """Build the torch module from those of the constructor's arguments that it takes."""
@@ -132,6 +147,14 @@ class DiffusionTraining(LightningModule):
         """Metrics that are computed by default."""
         return default_evaluator()
 
+    def configure_post_processor(self) -> PostProcessor | None:
+        """Post-processor that is used by default: anomalib's, or ours where there is a false-alarm rate."""
+        rate = self.hparams["false_alarm_rate"]
+        if rate is not None:
+            return FalseAlarmPostProcessor(rate)
+        default: PostProcessor | None = super().configure_post_processor()  # type: ignore[misc] # AnomalibModule's
+        return default
+
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Trainer arguments of this model; the length of the training is set by :meth:`_set_duration`."""
@@ -144,7 +167,8 @@ class DiffusionTraining(LightningModule):
         callbacks.append(TrainingProgress())
         final = self.trainer.checkpoint_callback
         every = self.hparams["checkpoint_every_n_steps"]
-        if self.trainer.state.fn == TrainerFn.FITTING and every and isinstance(final, ModelCheckpoint):
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and every and isinstance(final, ModelCheckpoint) and not shards_weights(self.trainer):
             resume = ResumeCheckpoint(
                 dirpath=final.dirpath, filename="resume", every_n_train_steps=every, enable_version_counter=False
             )
@@ -167,7 +191,7 @@ class DiffusionTraining(LightningModule):
         """Share the data and the results folder out among processes, and fix the seed of a training.
 
         Raises:
-            ValueError: If the processes have different images.
+            ValueError: If the processes have different images, or something can't be done in several.
         """
         super().setup(stage)
         read_16_bit_grey()
@@ -182,6 +206,9 @@ class DiffusionTraining(LightningModule):
         if self.processes.rank:
             logging.getLogger(anomalib_osdirf.__name__).setLevel(logging.WARNING)
         share_results_folder(self.trainer)
+        check_sharding(self.trainer, self.hparams["seed"])
+        if self.trainer.state.fn == TrainerFn.PREDICTING:
+            check_predicted_images(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             return
@@ -194,7 +221,7 @@ class DiffusionTraining(LightningModule):
             raise ValueError(msg)
         self.trainer.datamodule = SharedDataModule(datamodule, self.processes)
 
-    def orderable_dataloader(self) -> DataLoader | None:
+    def orderable_dataloader(self) -> Any:  # noqa: ANN401 - a DataLoader with a batch size, or None
         """Return the datamodule's training dataloader, if its images can be put in an order of our own.
 
         Raises:
@@ -345,13 +372,31 @@ class DiffusionTraining(LightningModule):
         super().on_train_end()
         self.finish()
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether something is left to fit where Lightning had nothing to train."""
+        return self._thresholds_missing
+
+    def on_fit_end(self) -> None:
+        """Fit what is missing where Lightning had nothing to train, as in a checkpoint of a finished training."""
+        super().on_fit_end()
+        if self.is_unfinished:
+            self.to(self.trainer.strategy.root_device)  # Lightning has put the model away
+            self.finish()
+
     def finish(self) -> None:
-        """Fit what scores need, validate and save."""
-        trainer = self.trainer
-        validated = self._fitted_step == trainer.global_step
+        """Fit what scores need, validate and save, also where the validation fails: a training is not lost for it."""
+        validated = self._fitted_step == self.trainer.global_step
         self._fit_scoring()
-        if not validated:
-            self._validate()
+        try:
+            if not validated:
+                self._validate()
+            self._thresholds_missing = False
+        finally:
+            self._save()
+
+    def _save(self) -> None:
+        trainer = self.trainer
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ResumeCheckpoint):
                 callback.remove(trainer)
@@ -362,8 +407,10 @@ class DiffusionTraining(LightningModule):
         loop = self.trainer.fit_loop.epoch_loop.val_loop
         loop.restarting = False  # or, with a checkpoint's progress, it would leave batches out
         self.trainer.validating = True
-        loop.run()
-        self.trainer.training = True
+        try:
+            loop.run()
+        finally:
+            self.trainer.training = True
 
     def _save_final(self, callback: ModelCheckpoint) -> None:
         """Save the finished model where a checkpoint callback keeps its latest.
@@ -394,7 +441,8 @@ class DiffusionTraining(LightningModule):
         """
         trainer = self._trainer
         fn = trainer.state.fn if trainer is not None else None
-        if fn == TrainerFn.TESTING and self._fitted_here and not self.can_score(checkpoint):
+        other_thresholds = self._has_other_thresholds(checkpoint)
+        if fn == TrainerFn.TESTING and self._fitted_here and (other_thresholds or not self.can_score(checkpoint)):
             # `anomalib train --ckpt_path` resumes from a checkpoint and then tests that same, unfinished one.
             logger.info("Testing the model that was just trained, not the checkpoint that its training resumed from.")
             checkpoint["state_dict"] = self.state_dict()
@@ -402,6 +450,10 @@ class DiffusionTraining(LightningModule):
             return
         saved, relative = checkpoint.get("hyper_parameters", {}), self.relative_of(checkpoint)
         self._adopt_arguments(saved if relative is None else self.shared_arguments(saved))
+        if not other_thresholds:
+            self._adopt_post_processor(checkpoint)
+        elif relative is None:
+            self._set_thresholds_anew(checkpoint, fn)
         if relative is not None:
             self.take_over(checkpoint, relative)
         super().on_load_checkpoint(checkpoint)
@@ -414,6 +466,49 @@ class DiffusionTraining(LightningModule):
         self._seed = checkpoint.get("osdirf_seed", self._seed)
         if self._loader is not None:
             self._loader.seed = self._seed
+
+    def _has_other_thresholds(self, checkpoint: dict[str, Any]) -> bool:
+        """Tell whether thresholds by a false-alarm rate are wanted that a checkpoint does not have."""
+        saved, own = checkpoint.get(_POST_PROCESSOR_KEY) or {}, self.post_processor
+        names = ("false_alarm_rate", "extrapolate", "images")
+        wanted = isinstance(own, FalseAlarmPostProcessor)
+        return wanted and any(saved.get(name) != getattr(own, name) for name in names)
+
+    def _set_thresholds_anew(self, checkpoint: dict[str, Any], fn: TrainerFn | None) -> None:
+        """Take a checkpoint without its thresholds, for a training that sets others.
+
+        Raises:
+            ValueError: If nothing is trained.
+        """
+        own = self.post_processor
+        if fn != TrainerFn.FITTING:
+            saved = (checkpoint.get(_POST_PROCESSOR_KEY) or {}).get("false_alarm_rate")
+            has = "other thresholds" if saved is None else f"false_alarm_rate={saved:g} or other options of it"
+            name = type(self).__name__
+            msg = (
+                f"false_alarm_rate={own.false_alarm_rate:g} disagrees with the checkpoint, which has {has}; leave it "
+                f"out to use the checkpoint's, or set thresholds anew, without training again, by `anomalib train "
+                f"--model {name} --ckpt_path` with the training's data."
+            )
+            raise ValueError(msg)
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith(_POST_PROCESSOR)]:
+            del state[name]
+        state.update({f"{_POST_PROCESSOR}{name}": value for name, value in own.state_dict().items()})
+        checkpoint.pop(_POST_PROCESSOR_KEY, None)
+        checkpoint.get("callbacks", {}).pop(own.state_key, None)
+        self._thresholds_missing = True
+
+    def _adopt_post_processor(self, checkpoint: dict[str, Any]) -> None:
+        """Have a post-processor of ours where the checkpoint does; anomalib restores no other than is there."""
+        saved = checkpoint.get(_POST_PROCESSOR_KEY) or {}
+        replaced = self.post_processor
+        if replaced is None or "false_alarm_rate" not in saved or isinstance(replaced, FalseAlarmPostProcessor):
+            return
+        self.post_processor = FalseAlarmPostProcessor(saved["false_alarm_rate"])
+        if self._trainer is not None:
+            callbacks = self.trainer.callbacks
+            callbacks[:] = [self.post_processor if callback is replaced else callback for callback in callbacks]
 
     def relatives(self) -> set[str]:
         """Names of the models whose checkpoints can be loaded besides this one's."""

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class ExactExport(ExportMixin, ABC):
     hparams: Any
 
     _trained: str | None = None
-    _saved_post_processing: dict[str, float | None] | None = None
+    _saved_post_processing: dict[str, Any] | None = None
 
     def make_pre_processor_exact(self) -> None:
         """Give the pre-processor an export transform that resizes as it does in training.
@@ -73,9 +74,12 @@ class ExactExport(ExportMixin, ABC):
         if self.post_processor is None:
             saved = {name: state.pop(name) for name in list(state) if name.startswith(_POST_PROCESSOR)}
             if saved:
-                self._saved_post_processing = metadata.post_processing_values(
-                    {name.removeprefix(_POST_PROCESSOR): value for name, value in saved.items()}
-                )
+                values = {name.removeprefix(_POST_PROCESSOR): value for name, value in saved.items()}
+                config = SimpleNamespace(**checkpoint.get("anomalib_post_processor_config") or {})
+                self._saved_post_processing = {
+                    **metadata.post_processing_values(values),
+                    **metadata.description(config),
+                }
 
     # ------------------------------------------------------------------ exports
 
@@ -249,7 +253,7 @@ class ExactExport(ExportMixin, ABC):
         return {
             "model": type(self).__name__,
             **values,
-            **metadata.sensitivities(post_processor),
+            **metadata.description(post_processor),
             "image_size": _image_size(self.pre_processor),
             "trained": self._trained,
             "exported": metadata.now(),

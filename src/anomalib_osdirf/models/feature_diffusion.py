@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from anomalib_osdirf.data.feature_cache import (
@@ -23,10 +24,12 @@ from anomalib_osdirf.data.feature_cache import (
     FeatureCache,
     reason_not_to_cache,
 )
-from anomalib_osdirf.data.resumable import ResumableImageLoader, ahead, ordered
+from anomalib_osdirf.data.resumable import ResumableImageLoader, SharedDataModule, ahead, ordered
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork
+from anomalib_osdirf.models.several_processes import shards_weights
+from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.progress import images_of
 
 logger = logging.getLogger(__name__)
@@ -100,6 +103,14 @@ class FeatureDiffusion(DiffusionTraining):
         )
         self.replace_dataloader(self._cached_loader)
 
+    def configure_model(self) -> None:
+        """Share the denoiser's weights out among processes, where the strategy is Lightning's for that."""
+        if self._trainer is None or not shards_weights(self.trainer):
+            return
+        if not isinstance(next(self.model.denoiser.parameters()), DTensor):
+            assert self.device_mesh is not None
+            self.model.shard(self.device_mesh["data_parallel"])
+
     def _images(self) -> Any:  # noqa: ANN401
         """Return a dataloader of this process's training images."""
         if self._image_loader is not None:
@@ -107,9 +118,9 @@ class FeatureDiffusion(DiffusionTraining):
         self.trainer.fit_loop.setup_data()
         return self.trainer.train_dataloader
 
-    def _batches(self, name: str) -> Iterator[Any]:
+    def _batches(self, name: str, cached: bool = True) -> Iterator[Any]:
         """Yield this process's training images once, as cached features or pre-processed, under a progress bar."""
-        if self._cached_loader is not None and self._cached_loader.cache is not None:
+        if cached and self._cached_loader is not None and self._cached_loader.cache is not None:
             batches: Iterable[Any] = self._cached_loader.in_order(_SCORING_BATCH)
             images: int | None = self._cached_loader.num_cached
         else:
@@ -241,17 +252,19 @@ class FeatureDiffusion(DiffusionTraining):
     def fit_scoring(self) -> None:
         """Fit density and score constants on the training images' fields, under the averaged denoiser."""
         network = self.model.deployed()
-        network.fit(
+        fields = network.fit(
             lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")), self.processes
         )
-        self._fit_details(network)
+        details = self._fit_details(network)
         self._trained_as = None
         logger.info("Density: %s, fitted on %d images.", self.hparams["density"], self.model.density.num_images)
+        if isinstance(self.post_processor, FalseAlarmPostProcessor):
+            self._fit_thresholds_left_out(self.post_processor, fields, details)
 
-    def _fit_details(self, network: ReadOutNetwork) -> None:
+    def _fit_details(self, network: ReadOutNetwork) -> StreamingMoments | None:
         """Fit what the read-out looks at besides the field; without a cache, in one more pass over the images."""
         if self.hparams.get("map_grid_size") is None:
-            return
+            return None
         details = self._details
         if details is None:
             details = StreamingMoments()
@@ -261,6 +274,28 @@ class FeatureDiffusion(DiffusionTraining):
                 details.update(values.flatten(2).permute(2, 0, 1))
             details = details.pooled(self.processes)
         network.fit_details(details)
+        return details
+
+    def _fit_thresholds_left_out(
+        self, post_processor: FalseAlarmPostProcessor, fields: StreamingMoments, details: StreamingMoments | None
+    ) -> None:
+        """Set thresholds from training images where validation images don't, each left out of the densities' fit."""
+        if post_processor.choose_source(self, self.trainer.datamodule) != "training":
+            return
+        with self.model.deployed().leaving_out(fields, details):
+            for batch in self._batches("Thresholds", cached=False):
+                post_processor.add(self.validation_step(batch))
+        post_processor.fit("training")
+
+    @property
+    def reason_not_to_leave_out(self) -> str | None:
+        """Why a training image can't be scored as if it had been left out of the densities' fit, if it can't."""
+        datamodule: Any = self.trainer.datamodule
+        if datamodule is None:
+            return "they came as a dataloader, not as a datamodule"
+        if isinstance(datamodule, SharedDataModule):  # whose batches may be of features
+            datamodule = datamodule.datamodule
+        return reason_not_to_cache(datamodule.train_dataloader())
 
     def can_score(self, checkpoint: dict[str, Any]) -> bool:
         """Tell whether a checkpoint has a fitted density of this model."""
@@ -283,12 +318,10 @@ class FeatureDiffusion(DiffusionTraining):
             raise RuntimeError(msg)
         super().check_fitted()
 
-    def on_fit_end(self) -> None:
-        """Fit the read-out where Lightning had nothing to train: another model's finished training, or no denoiser."""
-        super().on_fit_end()
-        if self._trained_as is not None or not self._has_denoiser:
-            self.to(self.trainer.strategy.root_device)  # Lightning has put the model away
-            self.finish()
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the read-out is left to fit: of another model's finished training, or without a denoiser."""
+        return super().is_unfinished or self._trained_as is not None or not self._has_denoiser
 
     def on_validation_start(self) -> None:
         """Fit the read-out of another model's training; its thresholds come from this validation."""
@@ -322,6 +355,8 @@ class FeatureDiffusion(DiffusionTraining):
     def _fit_thresholds(self) -> None:
         """Fit thresholds, minima and maxima as a validation does."""
         if not isinstance(self.post_processor, Callback):
+            return
+        if isinstance(self.post_processor, FalseAlarmPostProcessor) and self.post_processor.source == "training":
             return
         batches = self.trainer.datamodule.val_dataloader()
         for index, batch in enumerate(self.shown("Thresholds", batches, images_of(batches))):

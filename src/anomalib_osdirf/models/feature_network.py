@@ -3,17 +3,20 @@
 """The network that every model on frozen features shares: image -> features -> field of the denoiser -> read-out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from anomalib_osdirf.denoisers import build_denoiser
+from anomalib_osdirf.denoisers.dit import DiTBlock
 from anomalib_osdirf.denoisers.ema import EMAUpdate
 from anomalib_osdirf.density import build_density
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule
@@ -62,7 +65,8 @@ class FeatureNetwork(nn.Module, ABC):
         self.whitening = PCAWhitening(self.backbone.out_channels, feature_dim)
         self.schedule = NoiseSchedule()
         dim = self.whitening.out_channels
-        self.denoiser = build_denoiser(denoiser, dim, grid_size, prediction_type)
+        self._build_denoiser = partial(build_denoiser, denoiser, dim, grid_size, prediction_type)
+        self.denoiser = self._build_denoiser()
         self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
         self.density = build_density(density, dim, grid_size, shrinkage)
 
@@ -107,6 +111,32 @@ class FeatureNetwork(nn.Module, ABC):
         noised = self.schedule.add_noise(z, noise, timesteps).to(next(self.denoiser.parameters()).dtype)
         error = functional.mse_loss(self.denoiser(noised, timesteps).float(), noise.float())
         return processes.weight(total) * error
+
+    def shard(self, mesh: Any) -> None:  # noqa: ANN401
+        """Leave each process a part of the weights of the denoiser and of its average (FSDP).
+
+        Args:
+            mesh: One-dimensional device mesh of the processes.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        for network in (self.denoiser, self.ema.module):
+            for block in [module for module in network.modules() if isinstance(module, DiTBlock)]:
+                fully_shard(block, mesh=mesh)
+            fully_shard(network, mesh=mesh)
+
+    def averaged_denoiser(self) -> nn.Module:
+        """Return the averaged denoiser, put together where each process has a part; all processes call this then."""
+        averaged: nn.Module = self.ema.module
+        state = averaged.state_dict()
+        parts = [value for value in state.values() if isinstance(value, DTensor)]
+        if not parts:
+            return averaged
+        whole = self._build_denoiser().to(parts[0].device, parts[0].dtype).requires_grad_(requires_grad=False)
+        whole.load_state_dict(
+            {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+        )
+        return whole
 
     def deployed(self) -> "ReadOutNetwork":
         """Return the network that scores: no training weights, the timesteps folded into the averaged denoiser.
@@ -226,14 +256,33 @@ class ReadOutNetwork(nn.Module, ABC):
         """Return the field of backbone features on the grid, shape ``(B, C, h, w)``."""
         return self.field(self.whitening(features))
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
+    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> StreamingMoments:
         """Fit the density on the fields of normal training images.
 
         Args:
             fields: Returns the fields of all training images in batches ``(B, D, h, w)``, whenever it is called.
             processes: Who has the fields of the other images.
+
+        Returns:
+            Moments of the fields at each position.
         """
-        self.density.fit(fields(), processes)
+        moments: StreamingMoments = self.density.fit(fields(), processes)
+        return moments
+
+    @contextmanager
+    def leaving_out(self, fields: StreamingMoments, details: StreamingMoments | None) -> Iterator[None]:
+        """Score training images as if each were left out of the densities' fit, as long as the context lasts.
+
+        Args:
+            fields: What :meth:`fit` returned.
+            details: What :meth:`fit_details` was given, if it was.
+        """
+        del details
+        kept, self.density = self.density, self.density.leave_one_out(fields)
+        try:
+            yield
+        finally:
+            self.density = kept
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """Return what :meth:`fit` has set, as far as :meth:`read_out` uses it."""

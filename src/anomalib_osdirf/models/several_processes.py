@@ -1,10 +1,12 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What anomalib does once in each of several processes, put right."""
+"""What anomalib does once in each of several processes, put right, and what several processes can't do."""
 
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 _SUBSETS = ("train_data", "val_data", "test_data")
 
@@ -31,3 +33,50 @@ def images_of_splits(datamodule: Any) -> dict[str, list[str]]:  # noqa: ANN401
     """Return the image paths of a datamodule's training, validation and test images, as far as it has such."""
     samples = {name: getattr(getattr(datamodule, name, None), "samples", None) for name in _SUBSETS}
     return {name: list(map(str, table.image_path)) for name, table in samples.items() if table is not None}
+
+
+def check_predicted_images(trainer: Any) -> None:  # noqa: ANN401
+    """Refuse more processes than images to predict, for which Lightning has no words.
+
+    Raises:
+        ValueError: If so.
+    """
+    loaders = trainer.predict_loop._data_source.instance  # noqa: SLF001 - there is no other way before it fails
+    for loader in loaders if isinstance(loaders, list) else [loaders]:
+        images = len(loader.dataset) if hasattr(loader, "dataset") else trainer.world_size
+        if images < trainer.world_size:
+            msg = f"{trainer.world_size} processes can't share {images} images; use --trainer.devices {images} at most."
+            raise ValueError(msg)
+
+
+def shards_weights(trainer: Any) -> bool:  # noqa: ANN401
+    """Tell whether processes have a part of the weights each."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def check_sharding(trainer: Any, seed: int | None) -> None:  # noqa: ANN401
+    """Refuse what the sharding of weights can't do here.
+
+    Args:
+        trainer: The trainer.
+        seed: Seed of the initial weights.
+
+    Raises:
+        ValueError: If the trainer asks for it.
+    """
+    strategy, count = trainer.strategy, trainer.world_size
+    name = type(strategy).__name__
+    if isinstance(strategy, FSDPStrategy):
+        msg = f"strategy={name} is not supported; use lightning.pytorch.strategies.ModelParallelStrategy (FSDP2)."
+        raise ValueError(msg)  # noqa: TRY004 - whoever wrote the command reads it
+    if not shards_weights(trainer):
+        return
+    if strategy.device_mesh["data_parallel"].size() != count or strategy._save_distributed_checkpoint:  # noqa: SLF001
+        msg = f"{name} needs data_parallel_size={count}, tensor_parallel_size=1 and save_distributed_checkpoint=False."
+        raise ValueError(msg)
+    if seed is None:
+        msg = f"{name} needs a seed, so that all processes start from the same weights; add --model.seed 0."
+        raise ValueError(msg)
+    if trainer.ckpt_path:
+        msg = f"{name} can't load ckpt_path={str(trainer.ckpt_path)!r}; use it to train anew, and ddp for the rest."
+        raise ValueError(msg)

@@ -315,7 +315,7 @@ def _post_processing(module: LightningModule) -> dict[str, Any] | None:
     values["image_threshold"] = None if math.isnan(matched) else matched
     switches = ("enable_normalization", "enable_thresholding")
     enabled = {name: bool(getattr(post_processor, name, True)) for name in switches}
-    return {**values, **metadata.sensitivities(post_processor), **enabled}
+    return {**values, **metadata.description(post_processor), **enabled}
 
 
 def _category(datamodule: Any, path: str | None) -> str | None:  # noqa: ANN401

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from anomalib_osdirf.colours import Span
 from anomalib_osdirf.export import metadata
+from anomalib_osdirf.post_processing.p_values import normalise
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.exports import Export, find_exports
 from anomalib_osdirf.report.pictures import page_map, page_mask, page_picture
@@ -60,17 +61,32 @@ class Run:
         return " / ".join(str(data[name]) for name in ("name", "category") if data.get(name))
 
     @cached_property
+    def knots(self) -> list[float] | None:
+        """By which scores are normalised so that they have p-values; ``None`` where they have none."""
+        values = self.entries.get("post_processing") or {}
+        return values.get("image_knots") if values.get("enable_normalization") else None
+
+    @property
+    def rate(self) -> float | None:
+        """False-alarm rate that the threshold is set for, ``None`` for none."""
+        return None if self.knots is None else self.entries["post_processing"]["false_alarm_rate"]
+
+    @cached_property
     def scale(self) -> tuple[float, float] | None:
-        """Factor and offset that anomalib normalises scores with; ``None`` where it does not."""
+        """Factor and offset that anomalib normalises scores with; ``None`` where that is not how they are."""
         values = self.entries.get("post_processing") or {}
         threshold, low, high = (values.get(name) for name in ("image_threshold", "image_min", "image_max"))
-        if not values.get("enable_normalization") or threshold is None or low is None or high is None or high <= low:
+        if self.knots is not None or not values.get("enable_normalization"):
+            return None
+        if threshold is None or low is None or high is None or high <= low:
             return None
         return 1 / (high - low), 0.5 - threshold / (high - low)
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:
-        """Scores as anomalib normalises them, but not clipped to 0 and 1; the model's own where it does not."""
+        """Scores as they are normalised, but not clipped to 0 and 1; the model's own where they are not."""
+        if self.knots is not None:
+            return normalise(self.results.scores, np.array(self.knots))
         return self.results.scores if self.scale is None else self.results.scores * self.scale[0] + self.scale[1]
 
     @cached_property
@@ -83,9 +99,16 @@ class Run:
         """Threshold, and where it comes from."""
         values = self.entries.get("post_processing") or {}
         if values.get("enable_thresholding") and values.get("image_threshold") is not None:
-            if self.scale is None:
-                return float(values["image_threshold"]), "the model's own"
-            return 1 - float(values.get("image_sensitivity", 0.5)), "the model's own"
+            own = "the model's own"
+            if self.knots is None and self.scale is None:
+                return float(values["image_threshold"]), own
+            if self.knots is not None:
+                low, high = (f"{100 * end:.2g} %" for end in values["calibration"]["image_interval"])
+                images = f"{values['calibration']['images']} normal images"
+                own = (
+                    f"{own}, for {100 * values['false_alarm_rate']:.2g} % of false alarms: {low} to {high} by {images}"
+                )
+            return 1 - float(values.get("image_sensitivity", 0.5)), own
         best = statistics.best_threshold(self.scores[self.scored], self.results.labels[self.scored])
         return best, "the best F1 on these test images, as the model has none of its own"
 
@@ -375,6 +398,7 @@ def _run_data(run: Run, shown: dict[int, list[int | None]]) -> dict[str, Any]:
         "threshold": run.threshold[0],
         "origin": run.threshold[1],
         "scale": run.scale,
+        "rate": run.rate,
         "folder": folder,
         "names": [path[len(folder) :] for path in paths],
         "kinds": [" / ".join(part for part in kind if part) for kind in kinds],

@@ -147,6 +147,18 @@ def test_ema_follows_its_formula_and_can_be_pickled() -> None:
     assert pickle.loads(pickle.dumps(averaged)).module.weight.item() == pytest.approx(expected)
 
 
+def test_ema_of_half_precision_weights_is_in_full_precision() -> None:
+    layer = nn.Linear(3, 3)
+    averaged = AveragedModel(layer, multi_avg_fn=EMAUpdate(0.999))
+    first = layer.weight.detach().clone()
+    averaged.update_parameters(layer)
+    layer.to(torch.bfloat16)
+    nn.init.constant_(layer.weight, 1.0)
+    averaged.update_parameters(layer)
+    assert averaged.module.weight.dtype == torch.float32
+    torch.testing.assert_close(averaged.module.weight.detach(), first + (1 - 2 / 11) * (1 - first))
+
+
 def test_unknown_denoiser() -> None:
     with pytest.raises(ValueError, match="denoiser='gan' is unknown; use one of mlp, unet, dit_s, dit_b"):
         build_denoiser("gan", 8, 4)

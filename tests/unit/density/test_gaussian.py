@@ -194,3 +194,45 @@ def test_unknown_names() -> None:
         build_density("laplace", 4, 4)
     with pytest.raises(ValueError, match=r"image_score='median' is unknown; use one of max, top_k, mean\."):
         image_score(torch.zeros(1, 2, 2), "median")
+
+
+@pytest.mark.parametrize(
+    ("name", "shrinkage", "count", "tolerance"),
+    [
+        ("position_full", 0.3, 4, 1e-4),
+        ("position_full", 0.3, 30, 1e-4),
+        ("position_full", "auto", 30, 1e-4),
+        ("position_full", "oas", 30, 0.03),
+        ("position", "oas", 4, 1e-4),
+        ("position", "oas", 30, 1e-4),
+    ],
+)
+def test_leaving_one_out_is_fitting_without_it(name: str, shrinkage: float | str, count: int, tolerance: float) -> None:
+    """Fewer images than dimensions, too; an estimated shrinkage stays that of all images."""
+    fields = _correlated(count, 6, 2, seed=1)
+    density = build_density(name, 6, 2, shrinkage)
+    left_out = density.leave_one_out(density.fit(fields.split(7)))
+    for index in range(count):
+        without = build_density(name, 6, 2, density._shrinking[0] if shrinkage == "auto" else shrinkage)
+        without.fit([torch.cat([fields[:index], fields[index + 1 :]])])
+        one = fields[index : index + 1]
+        torch.testing.assert_close(left_out.map(one), without.map(one), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            left_out.squared_distance(one), without.squared_distance(one), rtol=2 * tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("name", ["standard", "channel"])
+def test_what_is_fitted_on_all_positions_leaves_nothing_out(name: str) -> None:
+    density = build_density(name, 6, 2)
+    assert density.leave_one_out(density.fit([_correlated(9, 6, 2, seed=1)])) is density
+
+
+def test_left_out_scores_are_those_of_new_images() -> None:
+    """In-sample scores of a flexible density are far too low."""
+    fields = _correlated(440, 20, 2, seed=2)
+    density = PositionGaussian(20, 2)
+    left_out = density.leave_one_out(density.fit([fields[:40]]))
+    inside, outside, new = density(fields[:40]).mean(), left_out(fields[:40]).mean(), density(fields[40:]).mean()
+    assert new - inside > 2
+    assert abs(new - outside) < 0.2 * (new - inside)

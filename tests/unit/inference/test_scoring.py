@@ -42,15 +42,26 @@ def test_models_of_a_fixed_size_take_any_image(tmp_path: Path, convert: Any) -> 
     np.testing.assert_allclose(result.map, BRIGHTNESS.reshape(20, 2, 20, 2).mean(axis=(1, 3)), atol=1e-5)
 
 
-def test_raw_scores_are_normalised_by_the_metadata_and_p_values_are_read(tmp_path: Path) -> None:
+def test_raw_scores_are_normalised_by_the_metadata(tmp_path: Path) -> None:
     levels = {f"image_{name}": value for name, value in (("min", 0.0), ("max", 2.0), ("threshold", 1.0))}
     metadata = {**levels, "post_processor": False, "model": "OSDIRF", "image_sensitivity": 0.4}
-    scorer = load_scorer(brightness_model(tmp_path, p_value=True, **metadata))
+    scorer = load_scorer(brightness_model(tmp_path, **metadata))
     result = scorer.score(IMAGE)
     assert scorer.name == "OSDIRF"
     assert scorer.threshold == pytest.approx(0.6)
     assert result.score == pytest.approx((BRIGHTNESS.max() - 1) / 2 + 0.5, abs=1e-5)
-    assert result.p_value == pytest.approx(np.exp(BRIGHTNESS.max()), rel=1e-5)
+    assert result.p_value is None
+
+
+@pytest.mark.parametrize("included", [True, False])
+def test_scores_have_the_p_values_of_the_metadatas_rate(tmp_path: Path, included: bool) -> None:
+    """Raw scores are normalised by knots; half a step above the threshold of brightness 0.5 the exponent is 9/8."""
+    knots = [0.05 * number for number in range(5, 15)]
+    metadata = {"post_processor": included, "false_alarm_rate": 0.01, "image_knots": knots, "pixel_knots": knots}
+    result = load_scorer(brightness_model(tmp_path, **metadata)).score(np.full((9, 9, 3), 0.525, np.float32))
+    expected = 0.525 / 0.475 if included else 9 / 8
+    assert result.p_value == pytest.approx(0.01**expected, rel=1e-4)
+    assert result.score == pytest.approx(expected / (1 + expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("convert", [lambda model: model, _as_openvino], ids=["onnx", "openvino"])

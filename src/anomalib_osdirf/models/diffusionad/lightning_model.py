@@ -83,8 +83,13 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
         checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
+        false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
+            normal images alone, and scores have p-values, see
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` leaves the thresholds to
+            anomalib, the best F1 on validation images with anomalies. Defaults to ``None``.
         pre_processor: Pre-processor without normalisation, or ``True`` for a resize to 256 x 256. Defaults to ``True``.
-        post_processor: Post-processor, or ``True`` for anomalib's. Defaults to ``True``.
+        post_processor: Post-processor, or ``True`` for anomalib's or, with a ``false_alarm_rate``, ours. Defaults to
+            ``True``.
         evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
             ``True``.
         visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
@@ -138,6 +143,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         max_epochs: int | None = None,
         check_val_every_n_epoch: int | None = None,
         checkpoint_every_n_steps: int = 200,
+        false_alarm_rate: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -265,8 +271,9 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         batches = None
         if isinstance(loader, ResumableImageLoader):
             # Equally many in all processes: synchronised batch norms wait for each other.
-            batches = ceil(loader.num_images // self.processes.count / loader.dataloader.batch_size)
-            loader = ordered(loader.dataloader, self.processes)
+            images: Any = loader.dataloader
+            batches = ceil(loader.num_images // self.processes.count / images.batch_size)
+            loader = ordered(images, self.processes)
         shown = self.shown("Batch norm fit", islice(ahead(loader), batches), images_of(loader))
         for index, batch in enumerate(shown):
             batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901

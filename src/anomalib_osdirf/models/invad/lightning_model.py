@@ -69,9 +69,14 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
         feature_cache: Compute features once and train on them, where the data are not augmented. Defaults to ``True``.
         cache_memory_gb: Size in GiB above which a process's cache is a memory-mapped file. Defaults to ``4.0``.
+        false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
+            normal images alone, and scores have p-values, see
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` leaves the thresholds to
+            anomalib, the best F1 on validation images with anomalies. Defaults to ``None``.
         pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and ImageNet normalisation. Defaults to
             ``True``.
-        post_processor: Post-processor, or ``True`` for anomalib's. Defaults to ``True``.
+        post_processor: Post-processor, or ``True`` for anomalib's or, with a ``false_alarm_rate``, ours. Defaults to
+            ``True``.
         evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
             ``True``.
         visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
@@ -119,6 +124,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         checkpoint_every_n_steps: int = 200,
         feature_cache: bool = True,
         cache_memory_gb: float = 4.0,
+        false_alarm_rate: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,

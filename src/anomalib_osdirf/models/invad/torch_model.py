@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anomalib_osdirf.denoisers import fold
 from anomalib_osdirf.density import StandardisedSum
 from anomalib_osdirf.diffusion import ddim_inversion, inversion_timesteps
+from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
 from anomalib_osdirf.processes import ALONE, Processes
 
@@ -64,7 +65,8 @@ class DeployedInvAD(ReadOutNetwork):
 
     def __init__(self, model: InvADModel) -> None:
         super().__init__(model)
-        self.denoisers = nn.ModuleList(fold(model.ema.module, timestep) for timestep in model.timesteps)
+        averaged = model.averaged_denoiser()
+        self.denoisers = nn.ModuleList(fold(averaged, timestep) for timestep in model.timesteps)
         self.abars = [model.schedule.abar(timestep) for timestep in model.timesteps]
         self.terms = SCORE_TERMS[model.image_score]
         self.score = model.score
@@ -73,10 +75,11 @@ class DeployedInvAD(ReadOutNetwork):
         """Latent z_T at the end of the inversion, in noise standard deviations."""
         return ddim_inversion(list(self.denoisers), z, self.abars)
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
+    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> StreamingMoments:
         """Fit the density, then the constants of the image score."""
-        super().fit(fields, processes)
+        moments = super().fit(fields, processes)
         self.score.fit((self._score_terms(self._distance(field)) for field in fields()), processes)
+        return moments
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network of OSD-IRF: image -> features -> one evaluation of the denoiser -> density -> map and score."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import PositionGaussian, StandardisedSum, image_score
+from anomalib_osdirf.density import Density, PositionGaussian, StandardisedSum, image_score
 from anomalib_osdirf.diffusion import STATES, check_timestep, inverse_residual_field
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
@@ -89,24 +90,25 @@ class DeployedOSDIRF(ReadOutNetwork):
 
     def __init__(self, model: OSDIRFModel) -> None:
         super().__init__(model)
-        self.denoiser = fold(model.ema.module, model.timestep)
+        self.denoiser = fold(model.averaged_denoiser(), model.timestep)
         self.abar = model.schedule.abar(model.timestep)
         self.state = model.state
         self.register_buffer("noise", model.noise)
         self.terms = SCORE_TERMS[model.image_score]
         self.score = model.score
-        self.feature_density = model.feature_density
+        self.feature_density: Density | None = model.feature_density
         self.details_size = model.map_grid_size
 
     def field(self, z: Tensor) -> Tensor:
         """Inverse residual field, in noise standard deviations: one evaluation of the denoiser."""
         return inverse_residual_field(self.denoiser, z, self.abar, self.state, self.noise)
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
+    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> StreamingMoments:
         """Fit the density, then the constants of an image score of several terms; one term alone stays in nats."""
-        super().fit(fields, processes)
+        moments = super().fit(fields, processes)
         if len(self.terms) > 1:
             self.score.fit((self._score_terms(self.density(field.float())) for field in fields()), processes)
+        return moments
 
     def _details(self, maps: list[Tensor]) -> Tensor | None:
         """Whitened features on the map's grid, shape ``(B, D, map_grid_size, map_grid_size)``."""
@@ -120,6 +122,18 @@ class DeployedOSDIRF(ReadOutNetwork):
         assert self.feature_density is not None
         self.feature_density.fit_moments(moments, StreamingMoments())
         self.feature_density.num_images = moments.count
+
+    @contextmanager
+    def leaving_out(self, fields: StreamingMoments, details: StreamingMoments | None) -> Iterator[None]:
+        """See :meth:`ReadOutNetwork.leaving_out`."""
+        kept = self.feature_density
+        if kept is not None and details is not None:
+            self.feature_density = kept.leave_one_out(details)
+        try:
+            with super().leaving_out(fields, details):
+                yield
+        finally:
+            self.feature_density = kept
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""

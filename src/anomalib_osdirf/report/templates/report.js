@@ -48,6 +48,9 @@ const wilson = (hits, total) => {
 
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
+// The share of normal images with such a score or a higher one.
+const pValue = (rate, value) => (rate ** (Math.max(0, value) / Math.max(1e-15, 1 - value))).toPrecision(2);
+
 const setRate = (id, hits, total) => {
   const target = find(id);
   if (!total) { target.textContent = "n/a"; return; }
@@ -65,8 +68,9 @@ const showCounts = () => {
   find("f1").textContent = anomalous ? (2 * counts.caught / (counts.caught + counts["false-alarm"] + anomalous)).toFixed(3) : "n/a";
   setRate("miss-rate", counts.missed, anomalous);
   setRate("false-alarm-rate", counts["false-alarm"], normal);
-  const scale = run().scale;
-  const raw = scale ? `, the model's own score ${((threshold() - scale[1]) / scale[0]).toPrecision(6)}` : "";
+  const { scale, rate } = run();
+  const raw = scale ? `, the model's own score ${((threshold() - scale[1]) / scale[0]).toPrecision(6)}`
+    : rate ? `, p-value ${pValue(rate, threshold())}` : "";
   find("value").textContent = `Threshold ${threshold().toFixed(3)}${raw}`;
   return { counts, anomalous, normal };
 };
@@ -107,7 +111,7 @@ let histogram, roc, precision;
 const drawHistogram = async (domain) => {
   const step = (domain[1] - domain[0]) / 48;
   const x = { type: "quantitative", scale: { domain, nice: false, zero: false } };
-  const title = run().scale ? "Score, as anomalib normalises it, not clipped" : "Score";
+  const title = run().scale ? "Score, as anomalib normalises it, not clipped" : run().rate ? "Score (p-value = rate^(score / (1 - score)))" : "Score";
   histogram = await draw("histogram", {
     height: 240,
     params: [{ name: "threshold", value: threshold() }],
@@ -219,7 +223,8 @@ const showThreshold = async () => {
 
 // ---------------------------------------------------------------- gallery
 
-const score = (from, index) => from.scores[index] === null ? "no score" : from.scores[index].toFixed(3);
+const score = (from, index) => from.scores[index] === null ? "no score"
+  : from.scores[index].toFixed(3) + (from.rate ? `, p-value ${pValue(from.rate, from.scores[index])}` : "");
 
 const ordered = () => {
   const { scores, labels, names, kind } = run();

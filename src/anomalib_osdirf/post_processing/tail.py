@@ -1,0 +1,193 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the scores of normal images tell about how often a normal image has which score.
+
+A score's p-value is the share of normal images with a score at least as high. Down to 1 / (n + 1) it is counted among n
+scores; below that, it follows a generalised Pareto tail (Coles 2001, chapter 4). Uncertainty comes from the exact law
+of order statistics where p-values are counted, and from the tail's posterior where they are not.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from anomalib_osdirf.post_processing.p_values import EXPONENTS, THRESHOLD, Array
+
+LEVEL = 0.95
+FEWEST_SCORES = 3
+# Of n scores, the largest n / 10 are the tail's, at least 20 where that is no more than a third, and at most 250: those
+# pin the two parameters down, and further out the tail is closer to its limit.
+_TAIL_SHARE, _FEWEST_EXCESSES, _MOST_EXCESSES = 0.1, 20, 250
+# The prior of the shape: tails of scores are close to exponential, and few excesses tell little about it.
+_SHAPE_DEVIATION = 0.15
+_SHAPES = np.linspace(-0.6, 0.6, 25)
+_SCALES = np.geomspace(0.25, 5.0, 40)  # in mean excesses
+_DISTANCES = np.geomspace(1e-3, 1e6, 200)  # likewise
+_SHARE_NODES = (np.arange(20) + 0.5) / 20
+
+
+class UnsupportedRateError(ValueError):
+    """A false-alarm rate that so few scores tell nothing about; its message says what would work."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What n scores of normal images say.
+
+    Attributes:
+        knots: Scores whose p-value is rate^e, for each e of :data:`~p_values.EXPONENTS`, ascending.
+        interval: Where the false-alarm rate that the threshold gives lies, with the probability :data:`LEVEL`.
+        images: The number n.
+    """
+
+    knots: tuple[float, ...]
+    interval: tuple[float, float]
+    images: int
+
+    @property
+    def threshold(self) -> float:
+        """The score whose p-value is the rate."""
+        return self.knots[THRESHOLD]
+
+
+def supports(images: int, rate: float) -> bool:
+    """Tell whether so many scores can be counted on for a false-alarm rate: one in n + 1 lies above the largest."""
+    return images >= FEWEST_SCORES and rate * (images + 1) >= 1 - 1e-9
+
+
+def images_needed(rate: float) -> int:
+    """Return how many scores a false-alarm rate takes."""
+    return max(FEWEST_SCORES, math.ceil(1 / rate - 1 - 1e-9))
+
+
+def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str = "normal images") -> Calibration:
+    """Find the threshold of a false-alarm rate, its uncertainty, and the p-values of all scores.
+
+    Args:
+        scores: Scores of normal images, ``(n,)``.
+        rate: Share of normal images above the threshold, in (0, 1).
+        extrapolate: Take the threshold from the fitted tail where the rate is below 1 / (n + 1).
+        images: What they are, for the sentence that refuses them.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        UnsupportedRateError: If the scores can't support the rate.
+        ValueError: If the scores are not finite, or all equal.
+    """
+    ordered = np.sort(np.asarray(scores, np.float64))
+    count = len(ordered)
+    counted = supports(count, rate)
+    if not counted and (not extrapolate or count < FEWEST_SCORES):
+        raise UnsupportedRateError(unsupported(count, rate, images))
+    if not np.isfinite(ordered).all():
+        msg = "The scores of normal images are not all finite, so they have no threshold; train the model again."
+        raise ValueError(msg)
+    if ordered[0] == ordered[-1]:
+        msg = f"All {count} normal images have the score {ordered[0]:g}, so they have no threshold; train the model."
+        raise ValueError(msg)
+    tail = Tail.fit(ordered)
+    # Where the threshold is counted, the tail begins behind the largest score, else at its own start.
+    rank = 1 if counted else tail.excesses + 1
+    probabilities = rate ** np.array(EXPONENTS)
+    knots = _ascending(_quantiles(ordered, tail, rank, probabilities), ordered)
+    if counted:
+        # The law of the (fractional) order statistic at the threshold (Hutson 1999).
+        alarms = rate * (count + 1)
+        low, high = stats.beta.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], alarms, count + 1 - alarms)
+    else:
+        low, high = tail.interval(knots[THRESHOLD], count)
+    return Calibration(tuple(knots.tolist()), (float(low), float(high)), count)
+
+
+def unsupported(count: int, rate: float, images: str) -> str:
+    """Say that a rate is too small for so many images, and what would work."""
+    message = f"false_alarm_rate={rate:g} can't be had from {count} {images}: give {images_needed(rate)} or more"
+    if count < FEWEST_SCORES:
+        return f"{message}."
+    return (
+        f"{message}, ask for {_rounded_up(1 / (count + 1)):g} or more, or give a FalseAlarmPostProcessor with "
+        "extrapolate=True, which continues the tail of their scores."
+    )
+
+
+def _rounded_up(value: float) -> float:
+    """Round to two digits, upwards."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.6g}")
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Generalised Pareto law of the excesses of scores over a high one, as a posterior on a grid.
+
+    Predictions are means over the posterior, so they know how little few excesses tell, and no score is impossible.
+
+    Attributes:
+        start: Scores above it are the tail's.
+        excesses: How many of the scores were.
+        scale: Unit of excesses: their mean.
+        weights: Posterior of shape and scale, ``(shapes, scales)``.
+    """
+
+    start: float
+    excesses: int
+    scale: float
+    weights: Array
+
+    @classmethod
+    def fit(cls, ordered: Array) -> "Tail":
+        """Fit the tail of ascending scores, at least two of which differ."""
+        count = len(ordered)
+        excesses = max(math.ceil(_TAIL_SHARE * count), min(_FEWEST_EXCESSES, count // 3), 1)
+        excesses = min(excesses, _MOST_EXCESSES)
+        start = ordered[-excesses - 1]
+        values = ordered[-excesses:] - start
+        scale = max(values.mean(), 1e-3 * (ordered[-1] - ordered[0]))
+        likelihood = stats.genpareto.logpdf(values[:, None, None] / scale, _SHAPES[:, None], scale=_SCALES).sum(axis=0)
+        posterior = np.exp(likelihood - likelihood.max() - 0.5 * (_SHAPES[:, None] / _SHAPE_DEVIATION) ** 2)
+        return cls(float(start), excesses, float(scale), posterior / posterior.sum())
+
+    def survival(self, scores: Array) -> Array:
+        """Predicted share of the excesses that go beyond scores ``(...)``."""
+        return (self._survivals(scores) * self.weights).sum(axis=(-2, -1))
+
+    def _survivals(self, scores: Array) -> Array:
+        """The share under each shape and scale, ``(..., shapes, scales)``."""
+        distances = (np.asarray(scores, np.float64)[..., None, None] - self.start) / self.scale
+        return np.asarray(stats.genpareto.sf(distances, _SHAPES[:, None], scale=_SCALES))
+
+    def quantiles(self, shares: Array) -> Array:
+        """Scores that have these shares of the excesses beyond them, ``(K,)``."""
+        scores = self.start + self.scale * np.concatenate([[0.0], _DISTANCES])
+        falling = np.log(np.maximum(self.survival(scores), 1e-300))
+        return np.interp(-np.log(shares), -falling, scores)
+
+    def interval(self, score: float, count: int) -> Array:
+        """Where the share of all normal images beyond a score lies, of which ``count`` were seen."""
+        beyond = stats.beta.ppf(_SHARE_NODES, self.excesses + 1, count - self.excesses)
+        shares = (self._survivals(np.array(score))[..., None] * beyond).ravel()
+        weights = np.broadcast_to(self.weights[..., None], (*self.weights.shape, len(beyond))).ravel()
+        order = np.argsort(shares)
+        below = np.cumsum(weights[order]) / weights.sum()
+        return np.interp([(1 - LEVEL) / 2, (1 + LEVEL) / 2], below, shares[order])
+
+
+def _quantiles(ordered: Array, tail: Tail, rank: int, probabilities: Array) -> Array:
+    """Scores of these p-values: counted down to the ``rank``-th largest score, and the tail's beyond it."""
+    count = len(ordered)
+    ranks = np.arange(count, rank - 1, -1)
+    counted = np.interp(-np.log(probabilities), -np.log(ranks / (count + 1)), ordered[: len(ranks)])
+    at_rank = tail.survival(ordered[-rank])
+    beyond = tail.quantiles(np.minimum(1.0, probabilities * (count + 1) / rank) * at_rank)
+    return np.where(probabilities * (count + 1) >= rank, counted, beyond)
+
+
+def _ascending(knots: Array, ordered: Array) -> Array:
+    """Keep equal knots apart, by steps that float32 can tell, so that normalised scores keep their order."""
+    step = max(1e-5 * (ordered[-1] - ordered[0]), 1e-6 * np.abs(knots).max())
+    spread = step * np.arange(len(knots))
+    return np.maximum.accumulate(knots - spread) + spread
