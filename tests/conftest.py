@@ -19,12 +19,14 @@ from lightning.pytorch import Callback
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.telemetry import send_nothing
 from exactness import unclip
 from small_data import small_folder
 from textures import textured_image
 
 # Tests run INT8 and bfloat16 networks in this process.
 avoid_broken_instructions()
+send_nothing()
 
 TINY: dict[str, Any] = {
     "backbone": "test_efficientnet",

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from anomalib_osdirf.disk import why_unwritable
+
 PROGRAM = "python -m anomalib_osdirf"
 
 # Subcommand: the module whose `main(arguments) -> exit status` runs it, and a line of help.
@@ -36,10 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         int: The exit status.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments and arguments[0] in SUBCOMMANDS:
-        module, _ = SUBCOMMANDS[arguments[0]]
-        return int(import_module(module).main(arguments[1:], f"{PROGRAM} {arguments[0]}"))
-    _run_anomalib(arguments)
+    try:
+        if arguments and arguments[0] in SUBCOMMANDS:
+            module, _ = SUBCOMMANDS[arguments[0]]
+            return int(import_module(module).main(arguments[1:], f"{PROGRAM} {arguments[0]}"))
+        _run_anomalib(arguments)
+    except OSError as error:
+        sentence = why_unwritable(error)
+        if sentence is None:
+            raise
+        if not sentence.endswith("."):  # not one of ours
+            where = "" if error.filename is None else f": {str(error.filename)!r}"
+            sentence += f"{where}; make room there, or write to another folder."
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

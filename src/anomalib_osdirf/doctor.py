@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from anomalib_osdirf import __version__
 from anomalib_osdirf._autoload import installed_finder
+from anomalib_osdirf.telemetry import send_nothing
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -110,16 +111,21 @@ def _check_package(requirement: "Requirement", extra: str | None = None) -> Chec
 def check_hook() -> Check:
     """Check that the import hook was installed when this interpreter started, and if not, find out why."""
     name = "import hook"
-    # This program never installs the hook by itself, so a hook that is there was put there at the start.
-    if installed_finder() is not None:
-        return Check(name, "ok", "installed at start: `anomalib --model OSDIRF` and `get_model` know our models")
-    instead = "use `python -m anomalib_osdirf` in place of `anomalib`, or import anomalib_osdirf.models first"
-    if sys.flags.no_site:
-        return Check(name, "note", "not installed, because Python runs without site (-S)", instead)
     places = [Path(place) for place in site.getsitepackages()]
     if site.ENABLE_USER_SITE:
         places.append(Path(site.getusersitepackages()))
     present = [place / file for place in places for file in HOOK_FILES if (place / file).is_file()]
+    # This program never installs the hook by itself, so a hook that is there was put there at the start.
+    if installed_finder() is not None:
+        found = "installed at start: `anomalib --model OSDIRF` and `get_model` know our models"
+        if not present:
+            return Check(name, "ok", found)
+        line = present[0].read_text(encoding="utf-8").strip()
+        remedy = "to switch it off, delete that file, and use `python -m anomalib_osdirf` in place of `anomalib`"
+        return Check(name, "ok", f"{found}; all of {present[0]} is `{line}`", remedy)
+    instead = "use `python -m anomalib_osdirf` in place of `anomalib`, or import anomalib_osdirf.models first"
+    if sys.flags.no_site:
+        return Check(name, "note", "not installed, because Python runs without site (-S)", instead)
     if present:
         remedy = f"run `python -c pass` and read what it prints about {present[0].name}; until then {instead}"
         return Check(name, "fail", f"{present[0]} is there, but did not install it", remedy)
@@ -183,6 +189,7 @@ def check_devices() -> Iterator[Check]:
         build = f"a build for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
         remedy = "nothing, if the CPU is what you want; otherwise check the driver and torch's build"
         yield Check("accelerators", "note", f"none that torch, {build}, can use", remedy)
+    send_nothing()
     try:
         import openvino
     except ModuleNotFoundError:

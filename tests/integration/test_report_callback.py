@@ -27,6 +27,7 @@ from anomalib_osdirf.data import MultiCategory
 from anomalib_osdirf.report import ReportCallback, page
 from anomalib_osdirf.report.page import Run
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsWriter
+from limits import largest_file, needs_limits
 from results_folder import ordinary_images, write_results
 
 
@@ -175,7 +176,7 @@ def test_a_long_trainings_losses_are_thinned_out(tmp_path: Path) -> None:
     for step in range(1, 12_001):
         trainer.global_step = step
         callback.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0 / step)}, None, 0)
-    callback._write_losses()
+    callback._write_losses(trainer)
     losses = Results(tmp_path).losses
     assert 2000 < len(losses) < 8000
     assert losses[-1, 0] > 11_900
@@ -184,3 +185,15 @@ def test_a_long_trainings_losses_are_thinned_out(tmp_path: Path) -> None:
 def test_picture_size_is_checked() -> None:
     with pytest.raises(ValueError, match="picture_size=8 is too small to see anything; use 32 or more"):
         ReportCallback(picture_size=8)
+
+
+@needs_limits
+def test_full_disk_costs_the_report_and_not_the_test(
+    trained: Any, parts: Path, engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = small_data.small_folder(parts)
+    with largest_file(15_000):
+        run = engine(callbacks=[ReportCallback(folder=tmp_path / "report")])
+        metrics = run.test(OSDIRF(visualizer=False), datamodule=data, ckpt_path=trained.checkpoint)[0]
+    assert dict(metrics) == pytest.approx(trained.metrics, abs=1e-6)
+    assert caplog.text.count("The report will lack what follows, because") == 1

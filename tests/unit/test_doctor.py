@@ -108,6 +108,15 @@ def test_installed_hook_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_hook().status == "ok"
 
 
+def test_installed_hook_is_shown_with_the_way_to_be_rid_of_it(no_hook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed_finder", _autoload.ModelsFinder)
+    (no_hook / "anomalib_osdirf.pth").write_text("import something; something.install()\n", "utf-8")
+    check = doctor.check_hook()
+    assert check.status == "ok"
+    assert f"all of {no_hook / 'anomalib_osdirf.pth'} is `import something; something.install()`" in check.found
+    assert "delete that file" in check.remedy
+
+
 def test_hook_that_no_file_installs_is_a_note(no_hook: Path) -> None:
     check = doctor.check_hook()
     assert check.status == "note"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from anomalib_osdirf.app.overlay import overlay
 from anomalib_osdirf.inference.reading import ImageError, read_image
-from anomalib_osdirf.inference.scoring import Scorer
+from anomalib_osdirf.inference.scoring import ModelError, Scorer
 
 HEADERS = ["image", "score", "label", "ms", "trouble"]
 P_VALUE = "p-value"  # a further column, for models that have it
@@ -83,7 +83,10 @@ class App:
             image = read_image(file, self.max_pixels)
         except ImageError as error:
             return Row(file.name, trouble=str(error))
-        result = self.scorer.score(image)
+        try:
+            result = self.scorer.score(image)
+        except ModelError as error:
+            return Row(file.name, trouble=f"{file.name} has no score: {error}")
         return Row(file.name, result.score, result.p_value, result.milliseconds, overlay(image, result.map))
 
     def show(self, rows: list[Row], threshold: float) -> tuple[list[Any], dict[str, Any], str | None, str]:

@@ -13,6 +13,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms.v2.functional import resize
 
+from anomalib_osdirf.data.reading import BrokenFileError, trouble_with
+
 FOREGROUNDS = ("none", "auto")
 
 _BLEND_FACTOR = (0.2, 0.8)
@@ -59,7 +61,7 @@ class SyntheticAnomalies:
             self.generator.anomaly_source_paths.sort()  # the order of a folder's files is the file system's
         self.fillings: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = []
         if anomaly_source_path is not None:
-            self.fillings.append(self.generator)
+            self.fillings.append(self._fill_with_textures)
         if drawn_textures:
             self.fillings.append(self._fill_with_clouds)
         if shuffled_patches or not self.fillings:
@@ -120,6 +122,18 @@ class SyntheticAnomalies:
                 return torch.where(mask > 0, painted, image), mask
         return image, torch.zeros_like(allowed)
 
+    def _fill_with_textures(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            painted, mask = self.generator(image)
+        except RuntimeError as error:
+            # The generator chose a file and did not say which.
+            trouble = next(filter(None, map(trouble_with, self.generator.anomaly_source_paths)), None)
+            if trouble is None:
+                raise
+            msg = f"anomaly_source_path has a broken texture: {trouble}; repair or remove it."
+            raise BrokenFileError(msg) from error
+        return painted, mask
+
     def _fill_with_patches(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return self._fill(image, shuffle_patches(self.generator.augmenters(image), _PATCHES_PER_SIDE))
 
@@ -141,7 +155,13 @@ class SyntheticAnomalies:
                 msg = "foreground_masks needs the images' file names; train on a data set of files, or leave it out."
                 raise ValueError(msg)
             self.check_masks([path])
-            mask = read_image(str(self.masks[Path(path).stem]), ImageReadMode.GRAY)
+            file = self.masks[Path(path).stem]
+            try:
+                mask = read_image(str(file), ImageReadMode.GRAY)
+            except RuntimeError as error:
+                trouble = trouble_with(file) or f"{str(file)!r} can't be read, as it is no PNG, JPEG, WebP or GIF file"
+                msg = f"foreground_masks has a broken mask: {trouble}; repair or replace it."
+                raise BrokenFileError(msg) from error
             return (resize(mask, list(image.shape[-2:]), antialias=True) > 127).to(image.dtype)
         if self.foreground == "auto":
             return automatic_foreground(image)

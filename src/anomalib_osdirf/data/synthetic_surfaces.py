@@ -19,7 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 GENERATOR_VERSION = 1
 RECORD_NAME = "synthetic_surfaces.json"
 MINIMUM_IMAGE_SIZE = 32
+_PARTIAL = ".partial"
+_LONGEST_DRAWING = 24 * 3600.0  # seconds
 CATEGORIES = tuple(SURFACES)
 
 
@@ -206,7 +210,10 @@ class SyntheticSurfaces(AnomalibDataModule):
             logger.info("Found the drawn set in %s.", self.directory)
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{self.category}-", suffix=".partial", dir=self.root) as temporary:
+        for left in self.root.glob(f".{self.category}-*{_PARTIAL}"):
+            if time.time() - left.stat().st_mtime > _LONGEST_DRAWING:  # by a killed process
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{self.category}-", suffix=_PARTIAL, dir=self.root) as temporary:
             unfinished = Path(temporary) / self.category
             logger.info("Drawing the surfaces for %s.", self.directory)
             self._draw(unfinished)

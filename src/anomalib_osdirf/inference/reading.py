@@ -32,6 +32,7 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
         msg = f"{path.name} is no file." if path.exists() else f"{path.name} does not exist."
         raise ImageError(msg)
     try:
+        _check_file(path)
         with Image.open(path) as image:
             _check_size(path, image, max_pixels)
             if image.mode.startswith("I"):
@@ -43,9 +44,15 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
         raise ImageError(msg) from error
     except ImageError:
         raise
-    except Exception as error:  # what Pillow raises depends on the format
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble on
         msg = f"{path.name} can't be read as an image; it may be broken, or of a kind that Pillow doesn't know."
         raise ImageError(msg) from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():  # reading a pipe would wait for ever
+        msg = f"{path.name} is no file."
+        raise ImageError(msg)
 
 
 def _check_size(path: Path, image: Image.Image, max_pixels: int) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from anomalib_osdirf.export.instructions import avoid_broken_instructions
 from anomalib_osdirf.post_processing.p_values import normalise, p_value
+from anomalib_osdirf.telemetry import send_nothing
 
 Array = NDArray[np.float32]
 
@@ -60,11 +61,18 @@ class Scorer(ABC):
         self.pixel_threshold = 1 - float(metadata.get("pixel_sensitivity", 0.5))
 
     def score(self, image: Array) -> Score:
-        """Score an image ``(H, W, 3)``, in 0 to 1."""
+        """Score an image ``(H, W, 3)``, in 0 to 1.
+
+        Raises:
+            ModelError: If the model returns something else than numbers.
+        """
         start = time.perf_counter()
         outputs = self._run(np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32))
         milliseconds = 1000 * (time.perf_counter() - start)
         raw_score = outputs["pred_score"] if "pred_score" in outputs else np.max(outputs["anomaly_map"])
+        if not all(np.isfinite(values).all() for values in (raw_score, outputs.get("anomaly_map", 0.0))):
+            msg = f"{self.name} returned something else than numbers for this image; its weights may be damaged."
+            raise ModelError(msg)
         score = float(self._normalise(np.float64(np.squeeze(raw_score)), "image"))
         anomaly_map = self._normalise(_plane(outputs["anomaly_map"]), "pixel") if "anomaly_map" in outputs else None
         label = np.squeeze(outputs["pred_label"]) if "pred_label" in outputs else score > self.threshold
@@ -103,6 +111,7 @@ class OpenVINOScorer(Scorer):
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
         avoid_broken_instructions()
+        send_nothing()
         import openvino
 
         super().__init__(path, metadata)
@@ -220,7 +229,9 @@ def find_model(path: Path) -> Path:
     suffixes = (".xml", ".onnx", ".ckpt")
     if path.is_dir():
         for suffix in suffixes:
-            found = sorted(path.rglob(f"*{suffix}"), key=lambda file: file.stat().st_mtime)
+            # Not below hidden folders: a killed export leaves unfinished models there.
+            files = (file for file in path.rglob(f"*{suffix}") if not _is_hidden(file.relative_to(path)))
+            found = sorted(files, key=lambda file: file.stat().st_mtime)
             if found:
                 return found[-1]
         msg = f"folder {str(path)!r} has no .xml, .onnx or .ckpt file in it; give a model or a results folder."
@@ -232,6 +243,10 @@ def find_model(path: Path) -> Path:
         msg = f"model {str(path)!r} is no .xml (OpenVINO), .onnx or .ckpt file; export it to one of the former."
         raise ModelError(msg)
     return path
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -248,15 +263,15 @@ def _model_class(path: Path, name: str | None) -> Any:  # noqa: ANN401 - a subcl
     from anomalib.utils.serialization import anomalib_safe_globals
 
     import anomalib_osdirf.models  # noqa: F401 - makes them known
+    from anomalib_osdirf.models.checkpoint_files import CheckpointError, plain_data_only
     from anomalib_osdirf.models.diffusion_training import MODEL_KEY
 
     if name is None:
         try:
-            with anomalib_safe_globals():
+            with anomalib_safe_globals(), plain_data_only(path):
                 name = torch.load(path, map_location="cpu", weights_only=True).get(MODEL_KEY)
-        except Exception as error:  # torch raises what its unpickler does
-            msg = f"model {str(path)!r} can't be read as a checkpoint ({_first_line(error)})."
-            raise ModelError(msg) from error
+        except CheckpointError as error:
+            raise ModelError(str(error)) from error
     classes = {found.__name__.lower(): found for found in _subclasses(AnomalibModule)}
     if name is None or name.lower() not in classes:
         known = ", ".join(sorted(found.__name__ for found in classes.values()))

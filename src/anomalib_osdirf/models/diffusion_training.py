@@ -12,15 +12,24 @@ import torch
 from anomalib import LearningType
 from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
+from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
 import anomalib_osdirf
+from anomalib_osdirf.data.broken_files import datasets_in, leave_out_broken, report
+from anomalib_osdirf.data.reading import read_carefully
 from anomalib_osdirf.data.resumable import ResumableLoader, SharedDataModule, reason_not_to_reorder
-from anomalib_osdirf.data.sixteen_bit import read_16_bit_grey
+from anomalib_osdirf.models.checkpoint_files import (
+    RESUME_NAME,
+    plain_data_only,
+    remove_partial_files,
+    use_checkpoint_files,
+)
 from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.models.several_processes import (
     check_predicted_images,
@@ -39,9 +48,18 @@ logger = logging.getLogger(__name__)
 # Lightning's own default, which `--trainer` passes on when the user says nothing.
 _LIGHTNING_MAX_EPOCHS = 1000
 _NEVER = 2**31 - 1
+_IDLE_SECONDS = 60.0  # after which nobody writes to a file any more
+_STATUS_AFTER_SIGTERM = 143  # as a shell reports it
 MODEL_KEY = "osdirf_model"
 _POST_PROCESSOR_KEY = "anomalib_post_processor_config"
 _POST_PROCESSOR = "post_processor."
+# What a datamodule reads images for.
+_SUBSETS = {
+    TrainerFn.FITTING: ("train_data", "val_data"),
+    TrainerFn.VALIDATING: ("val_data",),
+    TrainerFn.TESTING: ("test_data",),
+    TrainerFn.PREDICTING: ("test_data",),
+}
 
 
 class ResumeCheckpoint(ModelCheckpoint):
@@ -54,6 +72,14 @@ class ResumeCheckpoint(ModelCheckpoint):
         if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
             return
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell how to go on after a signal, and let nobody take the end for a success, as Lightning would."""
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, SIGTERMException):
+            exception.code = _STATUS_AFTER_SIGTERM
+        if isinstance(exception, SIGTERMException | KeyboardInterrupt) and self.best_model_path:
+            logger.warning("Interrupted; --ckpt_path %s goes on from there.", self.best_model_path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: with a state in the checkpoint, Lightning asks for this callback wherever it is loaded."""
@@ -91,6 +117,7 @@ class DiffusionTraining(LightningModule):
             "check_val_every_n_epoch",
             "checkpoint_every_n_steps",
             "false_alarm_rate",  # thresholds are set anew where it differs
+            "skip_broken_images",
         }
     )
     positive_arguments: ClassVar[tuple[str, ...]] = (
@@ -170,7 +197,7 @@ class DiffusionTraining(LightningModule):
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         if fitting and every and isinstance(final, ModelCheckpoint) and not shards_weights(self.trainer):
             resume = ResumeCheckpoint(
-                dirpath=final.dirpath, filename="resume", every_n_train_steps=every, enable_version_counter=False
+                dirpath=final.dirpath, filename=RESUME_NAME, every_n_train_steps=every, enable_version_counter=False
             )
             callbacks.append(resume)
         return callbacks
@@ -188,16 +215,21 @@ class DiffusionTraining(LightningModule):
         return [name for name, _ in self.named_buffers()]
 
     def setup(self, stage: str) -> None:
-        """Share the data and the results folder out among processes, and fix the seed of a training.
+        """Read and write carefully, share data and results folder out among processes, and fix a training's seed.
 
         Raises:
-            ValueError: If the processes have different images, or something can't be done in several.
+            ValueError: If the processes have different images, something can't be done in several, or no image can be
+                read.
         """
         super().setup(stage)
-        read_16_bit_grey()
+        read_carefully()
+        use_checkpoint_files(self.trainer.strategy)
+        self._leave_out_broken_files(TrainerFn(stage))
         if self.processes.count > 1:
             self._setup_processes()
         if stage == "fit":
+            for folder in Path(self.trainer.default_root_dir).parent.glob("v*/weights/lightning"):
+                remove_partial_files(folder, _IDLE_SECONDS)
             self._loader = None
             seed = self.hparams["seed"]
             self._seed = (self.trainer.strategy.broadcast(torch.initial_seed()) if seed is None else seed) % 2**31
@@ -245,6 +277,28 @@ class DiffusionTraining(LightningModule):
         logger.info("A resumed training will see the images in another order: %s.", reason)
         return None
 
+    def _leave_out_broken_files(self, stage: TrainerFn) -> None:
+        """Go on without broken files: always in a prediction, elsewhere if the user says so."""
+        predicting = stage == TrainerFn.PREDICTING
+        if not predicting and not self.hparams["skip_broken_images"]:
+            return
+        trainer = self.trainer
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if datamodule is not None:
+            datasets = [getattr(datamodule, name, None) for name in _SUBSETS[stage]]
+        elif predicting:
+            # Lightning gives no other way to dataloaders before it goes through them.
+            datasets = list(datasets_in(trainer.predict_loop._data_source.instance))  # noqa: SLF001
+        else:
+            msg = "skip_broken_images=true needs a datamodule, and there are dataloaders; pass a datamodule."
+            raise ValueError(msg)
+        found = leave_out_broken(datasets, trainer.progress_bar_callback is not None and trainer.is_global_zero)
+        if trainer.is_global_zero:
+            report(found, Path(trainer.default_root_dir) / f"broken_images_{stage.value}.csv")
+        if found and not predicting and not all(len(dataset) for dataset in datasets if dataset is not None):
+            msg = f"skip_broken_images=true leaves no image to {stage.value}: {next(iter(found.values()))}."
+            raise ValueError(msg)
+
     def replace_dataloader(self, loader: ResumableLoader) -> None:
         """Train on the batches of a loader in the place of the datamodule's."""
         self._loader = loader
@@ -274,7 +328,9 @@ class DiffusionTraining(LightningModule):
             images: Number of images in them.
         """
         visible = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
-        return phase(of_processes(name, self.processes.count), batches, images, visible, images_in)
+        for batch in phase(of_processes(name, self.processes.count), batches, images, visible, images_in):
+            self.stop_if_told()
+            yield batch
 
     def teardown(self, stage: str) -> None:
         """Give the trainer the user's datamodule back."""
@@ -308,6 +364,15 @@ class DiffusionTraining(LightningModule):
         """
         if not torch.isfinite(loss):
             raise RuntimeError(self._divergence_message(loss.item()))
+
+    def stop_if_told(self) -> None:
+        """Stop where a SIGTERM came, which Lightning only notes, to look for it after each training step.
+
+        Raises:
+            SIGTERMException: If there was one.
+        """
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
 
     def _set_duration(self) -> None:
         """Train for the model's max_steps or max_epochs unless the user's trainer arguments say otherwise."""
@@ -359,9 +424,26 @@ class DiffusionTraining(LightningModule):
             self._fit_scoring()
 
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Score a validation batch."""
+        """Score a batch.
+
+        Raises:
+            RuntimeError: If a score is not a number.
+        """
         del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
+        batch.update(**self.model(batch.image)._asdict())
+        finite = batch.pred_score.isfinite() & batch.anomaly_map.flatten(1).isfinite().all(1)
+        if not finite.all():
+            index = int(finite.int().argmin())
+            image = batch.image_path[index] if batch.image_path else f"image {index} of the batch"
+            msg = (
+                f"The score of {image} is no number, because the model's weights are damaged or overflow in half "
+                "precision; use --trainer.precision 32, another checkpoint, or train anew."
+            )
+            raise RuntimeError(msg)
+        return batch
+
+    test_step = validation_step
+    predict_step = validation_step
 
     def check_fitted(self) -> None:
         """Raise an error if the model can't score yet."""
@@ -397,11 +479,14 @@ class DiffusionTraining(LightningModule):
 
     def _save(self) -> None:
         trainer = self.trainer
-        for callback in trainer.checkpoint_callbacks:
+        callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        for callback in callbacks:
+            if not isinstance(callback, ResumeCheckpoint):
+                self._save_final(callback)
+        # Last, so that there is a checkpoint at any moment.
+        for callback in callbacks:
             if isinstance(callback, ResumeCheckpoint):
                 callback.remove(trainer)
-            elif isinstance(callback, ModelCheckpoint):
-                self._save_final(callback)
 
     def _validate(self) -> None:
         loop = self.trainer.fit_loop.epoch_loop.val_loop
@@ -439,7 +524,7 @@ class DiffusionTraining(LightningModule):
         Raises:
             ValueError: If an argument was set to something else than the checkpoint's.
         """
-        trainer = self._trainer
+        trainer: Any = self._trainer
         fn = trainer.state.fn if trainer is not None else None
         other_thresholds = self._has_other_thresholds(checkpoint)
         if fn == TrainerFn.TESTING and self._fitted_here and (other_thresholds or not self.can_score(checkpoint)):
@@ -448,6 +533,7 @@ class DiffusionTraining(LightningModule):
             checkpoint["state_dict"] = self.state_dict()
             checkpoint["callbacks"] = {}  # thresholds and the finished model's path are theirs
             return
+        skipped = self.hparams["skip_broken_images"]
         saved, relative = checkpoint.get("hyper_parameters", {}), self.relative_of(checkpoint)
         self._adopt_arguments(saved if relative is None else self.shared_arguments(saved))
         if not other_thresholds:
@@ -462,6 +548,10 @@ class DiffusionTraining(LightningModule):
         if datamodule is not None and fn is not None:
             # Its data sets resize as the pre-processor did before the checkpoint's came in: have them look again.
             datamodule.setup(fn)
+            if fn in {TrainerFn.VALIDATING, TrainerFn.TESTING} and not skipped:
+                self._leave_out_broken_files(fn)
+        if fn == TrainerFn.FITTING and trainer.ckpt_path and trainer.is_global_zero:
+            remove_partial_files(Path(trainer.ckpt_path).parent)
         self._restored = True
         self._seed = checkpoint.get("osdirf_seed", self._seed)
         if self._loader is not None:
@@ -509,6 +599,24 @@ class DiffusionTraining(LightningModule):
         if self._trainer is not None:
             callbacks = self.trainer.callbacks
             callbacks[:] = [self.post_processor if callback is replaced else callback for callback in callbacks]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load a checkpoint, see Lightning; as plain data, unless ``weights_only=False`` is asked for.
+
+        Raises:
+            CheckpointError: If it can't be read, or is more than plain data.
+        """
+        safe = anomalib_safe_globals(extra=cls.checkpoint_safe_globals())  # type: ignore[attr-defined] # AnomalibModule's
+        with safe, plain_data_only(checkpoint_path):
+            saved = torch.load(checkpoint_path, map_location="cpu", weights_only=kwargs.get("weights_only", True))
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**cls.arguments_beside(saved), **kwargs})
+
+    @classmethod
+    def arguments_beside(cls, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments that a checkpoint's are not taken for, where :meth:`load_from_checkpoint` is told none."""
+        del saved
+        return {}
 
     def relatives(self) -> set[str]:
         """Names of the models whose checkpoints can be loaded besides this one's."""

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every model of this package adds to anomalib's exports."""
 
-import shutil
-import tempfile
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +16,16 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms import v2
 
+from anomalib_osdirf.disk import why_unwritable
 from anomalib_osdirf.export import metadata, quantisation
 from anomalib_osdirf.export.exact_resize import exact_export_transform
+from anomalib_osdirf.export.files import move_export, unfinished_export
 from anomalib_osdirf.export.openvino_precision import keep_float32, keep_small_constants
 from anomalib_osdirf.export.options import CALIBRATED, ExportOptions, check_max_drop, compression_of, need
 from anomalib_osdirf.export.post_processing import OPSET, append_post_processor
 from anomalib_osdirf.export.quantiser import Quantiser
 from anomalib_osdirf.progress import step
+from anomalib_osdirf.telemetry import send_nothing
 
 _BY_NNCF = (CompressionType.INT8, *CALIBRATED)
 _CHECKPOINT_KEY = "osdirf_trained"
@@ -91,7 +93,7 @@ class ExactExport(ExportMixin, ABC):
             metadata.write_json(self._metadata(self.post_processor, included=True), path.with_suffix(".json"))
             return path
 
-        return self._export(export_root, export)
+        return self._export(export_root, f"torch-{model_file_name}", export)
 
     def to_onnx(
         self,
@@ -125,7 +127,7 @@ class ExactExport(ExportMixin, ABC):
             metadata.write_json(values, path.with_suffix(".json"))
             return path
 
-        return self._export(export_root, export)
+        return self._export(export_root, f"onnx-{model_file_name}", export)
 
     def to_openvino(
         self,
@@ -169,6 +171,7 @@ class ExactExport(ExportMixin, ABC):
         options, onnx_kwargs = ExportOptions.split(onnx_kwargs or {})
         compression = compression_of(compression_type)
         need("openvino", "onnx", "onnxscript", *(["nncf"] if compression in _BY_NNCF else []))
+        send_nothing()
         if compression in CALIBRATED and datamodule is None:
             msg = (
                 f"compression_type={compression.name} needs images to calibrate on, and datamodule is missing; "
@@ -222,7 +225,7 @@ class ExactExport(ExportMixin, ABC):
             metadata.write_json(values, path.with_suffix(".json"))
             return path
 
-        return self._export(export_root, export)
+        return self._export(export_root, f"openvino-{model_file_name}", export)
 
     def _shows_progress(self) -> bool:
         trainer = getattr(self, "_trainer", None)
@@ -263,29 +266,30 @@ class ExactExport(ExportMixin, ABC):
             **more,
         }
 
-    def _export(self, export_root: Path | str, export: Callable[[Path], Path]) -> Path:
+    def _export(self, export_root: Path | str, name: str, export: Callable[[Path], Path]) -> Path:
         """Export into a temporary folder beside the destination and move the files when all are complete."""
         self.check_fitted()
         self.make_pre_processor_exact()
         destination = Path(export_root)
         full_model = self.model
         try:
-            destination.mkdir(parents=True, exist_ok=True)
-            temporary_folder = tempfile.TemporaryDirectory(dir=destination, prefix=".export-")
-        except OSError as error:
-            msg = f"export_root={str(destination)!r} can't be written to ({error.strerror}); choose another folder."
-            raise OSError(msg) from error
-        with step("Export", self._shows_progress()), temporary_folder as name, torch.no_grad():
-            temporary = Path(name)
-            try:
-                self.model = full_model.eval().deployed()
-                model_path = export(temporary).relative_to(temporary)
-            finally:
-                self.model = full_model
-            for file in [path for path in temporary.rglob("*") if path.is_file()]:
-                target = destination / file.relative_to(temporary)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(file, target)
+            with (
+                unfinished_export(destination, name) as temporary,
+                step("Export", self._shows_progress()),
+                torch.no_grad(),
+            ):
+                try:
+                    self.model = full_model.eval().deployed()
+                    model_path = export(temporary).relative_to(temporary)
+                finally:
+                    self.model = full_model
+                move_export(temporary, destination, model_path)
+        except (OSError, RuntimeError) as error:
+            reason = why_unwritable(error)
+            if reason is None:
+                raise
+            msg = f"export_root={str(destination)!r} can't be written to ({reason}); make room or use another folder."
+            raise OSError(getattr(error, "errno", None) or errno.ENOSPC, msg) from error
         return destination / model_path
 
 

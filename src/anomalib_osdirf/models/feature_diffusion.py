@@ -10,7 +10,6 @@ from math import ceil, cos, pi
 from typing import Any
 
 import torch
-from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -349,6 +348,7 @@ class FeatureDiffusion(DiffusionTraining):
         if datamodule is None:
             self.check_fitted()
         datamodule.setup(TrainerFn.FITTING)
+        self._leave_out_broken_files(TrainerFn.FITTING)
         self._image_loader = ordered(datamodule.train_dataloader(), self.processes)
 
     @torch.no_grad()
@@ -398,17 +398,12 @@ class FeatureDiffusion(DiffusionTraining):
         )
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Load a checkpoint of this model or a relative, see Lightning."""
-        with anomalib_safe_globals(extra=cls.checkpoint_safe_globals()):  # type: ignore[attr-defined] # AnomalibModule's
-            saved = torch.load(checkpoint_path, map_location="cpu", weights_only=kwargs.get("weights_only", True))
-        if saved.get(MODEL_KEY, cls.__name__) != cls.__name__:
-            parameters = inspect.signature(cls.__init__).parameters
-            kwargs = {
-                **{name: parameters[name].default for name in _READ_OUT_ARGUMENTS if name in parameters},
-                **kwargs,
-            }
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+    def arguments_beside(cls, saved: dict[str, Any]) -> dict[str, Any]:
+        """Leave a relative's read-out alone, see :meth:`DiffusionTraining.arguments_beside`."""
+        if saved.get(MODEL_KEY, cls.__name__) == cls.__name__:
+            return {}
+        parameters = inspect.signature(cls.__init__).parameters
+        return {name: parameters[name].default for name in _READ_OUT_ARGUMENTS if name in parameters}
 
 
 def warmup_cosine(step: int, warmup: int, total: int, first: float, last: float) -> float:

@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The callback that collects what a report shows, of any anomalib model."""
 
+import logging
 import math
 import platform
 import shlex
+import sqlite3
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,9 @@ from torchvision.transforms import v2
 
 from anomalib_osdirf.export import metadata
 from anomalib_osdirf.report import pictures
-from anomalib_osdirf.report.results import ImageResult, ResultsWriter, name_groups, pack_counts
+from anomalib_osdirf.report.results import FILE_NAME, ImageResult, ResultsWriter, name_groups, pack_counts
+
+logger = logging.getLogger(__name__)
 
 _LOSSES_AT_ONCE = 50
 _MOST_LOSSES = 4000
@@ -69,6 +75,16 @@ class ReportCallback(Callback):
         self._kept = 0
         self._images: Tensor | None = None
 
+    @contextmanager
+    def _writing(self, trainer: Trainer) -> Iterator[None]:
+        """Stop collecting where it can't be written, on a full disk above all: a report is not worth the training."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            self._writer = None
+            file = self._folder(trainer) / FILE_NAME
+            logger.warning("The report will lack what follows, because %s can't be written (%s).", file, error)
+
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,8 +92,9 @@ class ReportCallback(Callback):
         self._start = time.perf_counter()
         self._losses, self._every, self._kept = [], 1, 0
         if trainer.is_global_zero:
-            self._writer = ResultsWriter(self._folder(trainer), fresh=True)
-            self._writer.put({**_description(trainer, pl_module), "training": {"state": "started"}})
+            with self._writing(trainer):
+                self._writer = ResultsWriter(self._folder(trainer), fresh=True)
+                self._writer.put({**_description(trainer, pl_module), "training": {"state": "started"}})
 
     def on_train_batch_end(
         self,
@@ -95,17 +112,17 @@ class ReportCallback(Callback):
         # Losses stay on the device until there are some, as each transfer waits for it.
         self._losses.append((trainer.global_step, loss.detach(), time.perf_counter() - self._start))
         if len(self._losses) >= _LOSSES_AT_ONCE:
-            self._write_losses()
+            self._write_losses(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what there is of a training that is interrupted."""
-        self._write_losses()
+        self._write_losses(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how long the training took."""
         if self._writer is None:
             return
-        self._write_losses()
+        self._write_losses(trainer)
         training = {
             "state": "finished",
             "seconds": time.perf_counter() - self._start,
@@ -113,12 +130,15 @@ class ReportCallback(Callback):
             "epochs": trainer.current_epoch,
             "images": _length(getattr(getattr(trainer, "datamodule", None), "train_data", None)),
         }
-        self._writer.put({"training": training})
+        with self._writing(trainer):
+            if self._writer is not None:
+                self._writer.put({"training": training})
 
-    def _write_losses(self) -> None:
+    def _write_losses(self, trainer: Trainer) -> None:
         if self._writer is None or not self._losses:
             return
-        self._writer.add_losses([(step, float(loss), seconds) for step, loss, seconds in self._losses])
+        with self._writing(trainer):
+            self._writer.add_losses([(step, float(loss), seconds) for step, loss, seconds in self._losses])
         self._kept += len(self._losses)
         self._losses = []
         if self._kept > _MOST_LOSSES / 2:
@@ -130,26 +150,32 @@ class ReportCallback(Callback):
         """Make room for a test's results; those of a training stay if the tested checkpoint lies in its folder."""
         self._start = time.perf_counter()
         folder = trainer.strategy.broadcast(self._folder(trainer))
-        if trainer.is_global_zero:
-            writer = ResultsWriter(folder)
-            # None, where a model is tested right after its training.
-            saved = trainer.ckpt_path or getattr(trainer.checkpoint_callback, "best_model_path", None)
-            checkpoint = Path(str(saved)).resolve() if saved else None
-            if self._writer is None and not (checkpoint and checkpoint.is_relative_to(folder.resolve())):
-                writer.forget_losses()
-                writer.forget(["training", "training_command", "training_config"])
-            writer.forget(["metrics", "latencies"])
-            writer.forget_images()
-            writer.put(
-                {
-                    **_description(trainer, pl_module),
-                    "checkpoint": None if checkpoint is None else str(checkpoint),
-                    "test": {"state": "started", "images": _number_of_images(trainer)},
-                    "post_processing": _post_processing(pl_module),
-                }
-            )
+        with self._writing(trainer):
+            if trainer.is_global_zero:
+                self._writer = self._start_test(trainer, pl_module, ResultsWriter(folder))
         trainer.strategy.barrier()
-        self._writer = ResultsWriter(folder)
+        if not trainer.is_global_zero:
+            with self._writing(trainer):
+                self._writer = ResultsWriter(folder)
+
+    def _start_test(self, trainer: Trainer, pl_module: LightningModule, writer: ResultsWriter) -> ResultsWriter:
+        # None, where a model is tested right after its training.
+        saved = trainer.ckpt_path or getattr(trainer.checkpoint_callback, "best_model_path", None)
+        checkpoint = Path(str(saved)).resolve() if saved else None
+        if self._writer is None and not (checkpoint and checkpoint.is_relative_to(self._folder(trainer).resolve())):
+            writer.forget_losses()
+            writer.forget(["training", "training_command", "training_config"])
+        writer.forget(["metrics", "latencies"])
+        writer.forget_images()
+        writer.put(
+            {
+                **_description(trainer, pl_module),
+                "checkpoint": None if checkpoint is None else str(checkpoint),
+                "test": {"state": "started", "images": _number_of_images(trainer)},
+                "post_processing": _post_processing(pl_module),
+            }
+        )
+        return writer
 
     def on_test_batch_start(
         self,
@@ -181,12 +207,12 @@ class ReportCallback(Callback):
         seen = getattr(outputs, "image", None)
         if images is not None and isinstance(seen, Tensor) and seen.shape[-2:] != images.shape[-2:]:
             images, whole = _geometry(pl_module, images, seen), False
-        self._writer.add_images(
-            [
-                self._result(outputs, index, None if images is None else images[index], whole, datamodule, span)
-                for index in range(_batch_length(outputs))
-            ]
-        )
+        results = [
+            self._result(outputs, index, None if images is None else images[index], whole, datamodule, span)
+            for index in range(_batch_length(outputs))
+        ]
+        with self._writing(trainer):
+            self._writer.add_images(results)
         self._images = None
 
     def _result(
@@ -245,7 +271,10 @@ class ReportCallback(Callback):
             "batch_size": getattr(trainer.test_dataloaders, "batch_size", None),
         }
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self._writer.put({"test": test, "metrics": logged, "post_processing": _post_processing(pl_module)})
+        with self._writing(trainer):
+            self._writer.put({"test": test, "metrics": logged, "post_processing": _post_processing(pl_module)})
+        if self._writer is None:
+            return
         folder = self._folder(trainer)
         written = None
         if self.page:

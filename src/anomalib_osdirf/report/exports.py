@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_osdirf.telemetry import send_nothing
+
 _KINDS = {".xml": "OpenVINO", ".onnx": "ONNX", ".pt": "torch", ".ckpt": "checkpoint"}
 _WARM_UP, _RUNS = 3, 20
 _DEFAULT_SIZE = [256, 256]
@@ -90,6 +92,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def _openvino(path: Path) -> Callable[[Any], Any]:
+    send_nothing()
     import openvino
 
     return openvino.compile_model(path, "CPU")

@@ -235,26 +235,31 @@ def write_page(folders: Sequence[Path], output: Path, title: str | None = None) 
     html = _render(runs, title)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(output)
+    try:
+        partial.write_text(html, encoding="utf-8")
+        partial.replace(output)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     return output
 
 
 def write_page_or_warn(folders: Sequence[Path], output: Path) -> Path | None:
-    """Make a page at the end of a test, which must not fail for a missing package after hours.
+    """Make a page at the end of a test, which must not fail for a missing package or a full disk after hours.
 
     Args:
         folders: Results folders, each with a results file.
         output: File to write.
 
     Returns:
-        The file, ``None`` if packages of the extra ``report`` are missing.
+        The file, ``None`` if packages of the extra ``report`` are missing or it can't be written.
     """
     try:
         return write_page(folders, output)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, OSError) as error:
+        reason = f"The page {output} can't be written ({error.strerror})." if isinstance(error, OSError) else error
         command = shlex.join(["python", "-m", "anomalib_osdirf", "report", *map(str, folders)])
-        logger.warning("%s The results are kept: `%s` makes the page then.", error, command)
+        logger.warning("%s The results are kept: `%s` makes the page then.", reason, command)
         return None
 
 

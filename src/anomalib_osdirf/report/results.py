@@ -81,7 +81,9 @@ class ResultsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / FILE_NAME
         if fresh:
-            self.file.unlink(missing_ok=True)
+            # The journal of a killed process first: SQLite would undo its changes in the new file.
+            for file in (folder / f"{FILE_NAME}-journal", self.file):
+                file.unlink(missing_ok=True)
         with closing(self._connect()) as database, database:
             database.executescript(_TABLES)
             self._put(database, {"format": FORMAT})
@@ -155,6 +157,7 @@ class Results:
         if not self.file.is_file():
             raise ResultsError(_no_results(folder))
         try:
+            self._recover()
             with closing(self._connect()) as database:
                 self.entries = {
                     name: json.loads(value) for name, value in database.execute("SELECT name, value FROM entry")
@@ -179,6 +182,12 @@ class Results:
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(f"{self.file.resolve().as_uri()}?mode=ro", uri=True)
+
+    def _recover(self) -> None:
+        """Have SQLite undo what a killed process left half done, which it does not on a connection for reading."""
+        if self.file.with_name(f"{FILE_NAME}-journal").is_file():
+            with closing(sqlite3.connect(self.file, timeout=60)) as database:
+                database.execute("SELECT name FROM entry").fetchone()
 
     def _check_format(self) -> None:
         found = self.entries.get("format")

@@ -184,9 +184,11 @@ def _evaluate(scores: dict[str, np.ndarray], labels: np.ndarray, threshold: floa
     post_processor.image_max.fill_(everything.max())
     post_processor._image_threshold.fill_(threshold)
     logged: dict[str, float] = {}
-    model = SimpleNamespace(post_processor=post_processor, visualizer=None, log_dict=logged.update)
+    model = SimpleNamespace(
+        post_processor=post_processor, visualizer=None, log_dict=lambda metrics, **_: logged.update(metrics)
+    )
     evaluator = CategoryEvaluator([AUROC(fields=["pred_score", "gt_label"], prefix="image_")], lambda path: path[0])
-    trainer = SimpleNamespace(num_devices=1)
+    trainer = SimpleNamespace(world_size=1)
     for category, values in scores.items():
         batch = ImageBatch(
             image=torch.zeros(len(values), 3, 2, 2),

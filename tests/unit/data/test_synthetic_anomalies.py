@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomalib_osdirf.data.reading import BrokenFileError
 from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, automatic_foreground, shuffle_patches
 
 
@@ -194,3 +195,18 @@ def test_missing_mask(tmp_path: Path) -> None:
         anomalies.check_masks(["a/00.png", "a/01.png"])
     with pytest.raises(ValueError, match="needs the images' file names"):
         anomalies(_images(2), None, 0)
+
+
+def test_broken_texture_is_named(textures: Path) -> None:
+    (textures / "white" / "1.png").write_bytes(b"")
+    anomalies = SyntheticAnomalies(textures)
+    with pytest.raises(BrokenFileError, match=r"broken texture: '\S+1\.png' can't be read as an image, as it is empty"):
+        anomalies(_images(24), None, 0)
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "as it is empty"), (b"BM", "as it is of no image format")])
+def test_broken_foreground_mask_is_named(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    anomalies = SyntheticAnomalies(foreground_masks=tmp_path)
+    with pytest.raises(BrokenFileError, match=rf"broken mask: '\S+a\.png' can't be read as an image, {reason}"):
+        anomalies(_images(2), ["a.png", "a.png"], 1)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,16 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
     datamodule.prepare_data()
     assert len(list((tmp_path / "weave" / "train" / "good").iterdir())) == 3
+
+
+def test_what_a_killed_process_left_goes_once_it_is_old(tmp_path: Path) -> None:
+    for name in (".weave-old.partial", ".weave-new.partial", ".others-old.partial"):
+        (tmp_path / name / "weave").mkdir(parents=True)
+    days_ago = time.time() - 3 * 24 * 3600
+    for name in (".weave-old.partial", ".others-old.partial"):
+        os.utime(tmp_path / name, (days_ago, days_ago))
+    SyntheticSurfaces(root=tmp_path, **SMALL).prepare_data()
+    assert {path.name for path in tmp_path.iterdir()} == {"weave", ".weave-new.partial", ".others-old.partial"}
 
 
 def test_processes_that_draw_at_once_agree_on_one_set(tmp_path: Path) -> None:

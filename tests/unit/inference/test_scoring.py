@@ -104,7 +104,7 @@ def test_checkpoints_score_as_predict_does(trained: Any, parts: Path, engine: An
         ("model.txt", b"x", r"is no .xml \(OpenVINO\), .onnx or .ckpt file"),
         ("model.onnx", b"junk", "can't be loaded by ONNX Runtime"),
         ("model.xml", b"<junk/>", "can't be loaded by OpenVINO"),
-        ("model.ckpt", b"junk", "can't be read as a checkpoint"),
+        ("model.ckpt", b"junk", "can't be read"),
         ("", None, "has no .xml, .onnx or .ckpt file in it"),
     ],
 )

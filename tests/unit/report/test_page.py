@@ -3,8 +3,11 @@
 """Pages of made-up results: ordinary ones, and all that can be missing or odd."""
 
 import json
+import os
 import re
+import signal
 import sqlite3
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from anomalib_osdirf.report import page as page_module
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.page import Run, write_page
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError, ResultsWriter
+from limits import largest_file, needs_limits
 from results_folder import image_result, ordinary_images, write_results
 
 
@@ -302,3 +306,37 @@ def test_an_image_that_a_sampler_repeats_counts_once(tmp_path: Path) -> None:
 def test_errors_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="nowhere"):
         Results(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't fork")
+def test_results_of_a_killed_test_are_read_and_begun_anew(tmp_path: Path) -> None:
+    """SQLite's journal lies beside the file, with what is to be undone."""
+    folder = write_results(tmp_path, ordinary_images())
+    child = os.fork()
+    if not child:
+        database = sqlite3.connect(folder / FILE_NAME)
+        database.execute("PRAGMA cache_size = 1")
+        database.execute("BEGIN")
+        database.execute("UPDATE image SET picture = zeroblob(30000)")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    journal = folder / f"{FILE_NAME}-journal"
+    assert journal.stat().st_size > 1000
+    kept = journal.read_bytes()
+    results = Results(folder)
+    assert next(iter(results.pictures(results.ids))).picture == ordinary_images()[0].picture
+    journal.write_bytes(kept)
+    ResultsWriter(folder, fresh=True).put({"model": "new"})
+    assert Results(folder).entries["model"] == "new"
+    assert not journal.exists()
+
+
+@needs_limits
+def test_page_that_finds_no_room_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_results(tmp_path, ordinary_images())
+    (tmp_path / "report.html").write_text("earlier", "utf-8")
+    with largest_file(1000):
+        assert page_module.write_page_or_warn([folder], tmp_path / "report.html") is None
+    assert f"The page {tmp_path / 'report.html'} can't be written (File too large)." in caplog.text
+    assert (tmp_path / "report.html").read_text("utf-8") == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", FILE_NAME]

@@ -83,6 +83,9 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
         checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
+        skip_broken_images: Leave out images that can't be read, and list them in ``broken_images_fit.csv`` in the
+            results folder (a test's in ``broken_images_test.csv``); otherwise the first of them ends the run. Each
+            image is read once more for that. A prediction does it in any case. Defaults to ``False``.
         false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
             normal images alone, and scores have p-values, see
             :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` leaves the thresholds to
@@ -143,6 +146,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         max_epochs: int | None = None,
         check_val_every_n_epoch: int | None = None,
         checkpoint_every_n_steps: int = 200,
+        skip_broken_images: bool = False,
         false_alarm_rate: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,

@@ -69,6 +69,9 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
         checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
+        skip_broken_images: Leave out images that can't be read, and list them in ``broken_images_fit.csv`` in the
+            results folder (a test's in ``broken_images_test.csv``); otherwise the first of them ends the run. Each
+            image is read once more for that. A prediction does it in any case. Defaults to ``False``.
         feature_cache: Compute features once and train on them, where the data are not augmented. Defaults to ``True``.
         cache_memory_gb: Size in GiB above which a process's cache is a memory-mapped file. Defaults to ``4.0``.
         false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
@@ -125,6 +128,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         max_epochs: int | None = None,
         check_val_every_n_epoch: int | None = None,
         checkpoint_every_n_steps: int = 200,
+        skip_broken_images: bool = False,
         feature_cache: bool = True,
         cache_memory_gb: float = 4.0,
         false_alarm_rate: float | None = None,

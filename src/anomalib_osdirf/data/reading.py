@@ -1,0 +1,112 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reading images and masks: 16-bit grey as what it is, and broken files by name."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision import tv_tensors
+
+_FULL_SCALE = 65535
+_ADVICE = "repair it, remove it, or leave such files out with skip_broken_images=true"
+
+
+class BrokenFileError(ValueError):
+    """A file that can't be read; its message is one sentence that names it."""
+
+    def __init__(self, message: str) -> None:
+        # A dataloader's worker process hands an error on with all of its traceback in the message.
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+def read_carefully() -> None:
+    """Replace anomalib's readers of images and masks, in this process; doing it twice changes nothing.
+
+    anomalib reads with Pillow's ``convert("RGB")``, which clips 16-bit values at 255, names no file in most of its
+    errors, and loses a side of a mask that is one pixel long. What works is left to anomalib's readers.
+    """
+    from anomalib.data import utils
+
+    for name, careful in (("read_image", _careful_image_reader), ("read_mask", _careful_mask_reader)):
+        original = getattr(utils, name)
+        if hasattr(original, "reads_carefully"):
+            continue
+        reader = careful(original)
+        reader.reads_carefully = True  # type: ignore[attr-defined]
+        for module_name, module in list(sys.modules.items()):
+            if module_name.startswith("anomalib.") and vars(module).get(name) is original:
+                setattr(module, name, reader)
+
+
+def trouble_with(path: str | Path) -> str | None:
+    """Read an image or mask, and tell in a sentence why it can't be read, ``None`` if it can."""
+    try:
+        with Image.open(_regular(path)) as image:
+            image.convert("RGB")
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever a broken file makes them stumble on
+        return f"{str(path)!r} can't be read as an image, {_reason(path, error)}"
+    return None
+
+
+def _careful_image_reader(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def read_image(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
+        try:
+            with Image.open(_regular(path)) as image:
+                if not image.mode.startswith("I"):
+                    return original(path, as_tensor=as_tensor)
+                grey = np.clip(np.asarray(image, dtype=np.float32) / _FULL_SCALE, 0, 1)
+        except Exception as error:
+            raise _broken(path, error) from error
+        rgb = np.repeat(grey[..., None], 3, axis=2)
+        return tv_tensors.Image(torch.from_numpy(rgb).permute(2, 0, 1).contiguous()) if as_tensor else rgb
+
+    return read_image
+
+
+def _careful_mask_reader(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def read_mask(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
+        try:
+            with Image.open(_regular(path)) as image:
+                size = (image.height, image.width)
+            mask = original(path, as_tensor=as_tensor)
+        except Exception as error:
+            raise _broken(path, error) from error
+        return mask if mask.shape == size else tv_tensors.wrap(mask.reshape(size), like=mask)
+
+    return read_mask
+
+
+def _regular(path: str | Path) -> Path:
+    """Refuse what is no file: reading a pipe would wait for ever."""
+    path = Path(path)
+    if not path.is_file():
+        msg = "it does not exist" if not path.exists() else "it is no regular file"
+        raise FileNotFoundError(msg)
+    return path
+
+
+def _broken(path: str | Path, error: Exception) -> BrokenFileError:
+    return BrokenFileError(f"{str(path)!r} can't be read as an image, {_reason(path, error)}; {_ADVICE}.")
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    """Tell why a file can't be read, to go on a sentence."""
+    if isinstance(error, FileNotFoundError):
+        return f"as {error.args[-1]}"
+    if isinstance(error, PermissionError):
+        return "as this user may not read it"
+    if not Path(path).stat().st_size:
+        return "as it is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "as it is of no image format that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"as Pillow takes it for an attack ({error})"
+    return f"as it is broken ({(str(error).splitlines() or [''])[0] or type(error).__name__})"

@@ -1,0 +1,54 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The files of an export: none before all are complete, and none left behind."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def unfinished_export(destination: Path, name: str) -> Iterator[Path]:
+    """Provide a folder to export into, on the disk of the destination.
+
+    It has the same name each time, so that what a killed export left is gone with the next one. Temporary files of the
+    converters go there as well.
+
+    Args:
+        destination: Where the export goes to in the end; it is made.
+        name: Tells this export from others that may be written at the same time.
+
+    Yields:
+        The folder, empty.
+
+    Raises:
+        OSError: If it can't be made.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    folder, usual = destination / f".unfinished-{name}", tempfile.tempdir
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "temporary").mkdir(parents=True)
+    tempfile.tempdir = str(folder / "temporary")
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = usual
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_export(folder: Path, destination: Path, model: Path) -> None:
+    """Move an export's files, the model itself last: there is none, rather than a new one with an old one's weights.
+
+    Args:
+        folder: Folder of the complete export.
+        destination: Where to.
+        model: The file that programs load, below the folder.
+    """
+    (destination / model).unlink(missing_ok=True)
+    files = sorted(file for file in (folder / model).parent.iterdir() if file.is_file())
+    for file in sorted(files, key=lambda file: file == folder / model):
+        target = destination / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)

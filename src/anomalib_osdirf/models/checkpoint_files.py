@@ -1,0 +1,127 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint files: written whole or not at all, and never run as code."""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.engine.plugins import AnomalibCheckpointIO
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from anomalib_osdirf.disk import why_unwritable
+
+logger = logging.getLogger(__name__)
+
+RESUME_NAME = "resume"
+_PARTIAL = ".partial"
+# What torch's errors say of files that hold more than plain data.
+_CODE = re.compile("GLOBAL|allowlisted|call reduce")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be read or written; its message is one sentence."""
+
+
+class CheckpointFiles(AnomalibCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is complete and on the disk.
+
+    Lightning writes it into the system's folder for temporary files, from where a move to another disk can be
+    interrupted, and where a killed process leaves it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ANN401
+        """Write a checkpoint; one to resume from that can't be written is worth a warning, not the training.
+
+        Raises:
+            CheckpointError: If another one can't be written.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        partial = target.with_name(f".{target.name}{_PARTIAL}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except (OSError, RuntimeError) as error:
+            reason = why_unwritable(error)
+            if reason is None:
+                raise
+            resume = target.with_name(f"{RESUME_NAME}.ckpt")
+            msg = f"The checkpoint {str(target)!r} can't be written ({reason}): make room, or use another folder"
+            if target == resume:
+                logger.warning("%s; until then, an interrupted training starts from an earlier one, or anew.", msg)
+                return
+            if resume.is_file():
+                msg += f", and go on with --ckpt_path {resume}"
+            raise CheckpointError(f"{msg}.") from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ANN401
+        """Read a checkpoint as plain data, whatever the trainer was told.
+
+        Raises:
+            CheckpointError: If it can't be read, or is more than plain data.
+        """
+        del weights_only
+        with plain_data_only(path):
+            return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+def use_checkpoint_files(strategy: Any) -> None:  # noqa: ANN401 - any of Lightning's
+    """Have a trainer's strategy read and write through :class:`CheckpointFiles`, unless the user chose otherwise."""
+    present = strategy.checkpoint_io
+    if isinstance(present, TorchCheckpointIO) and not isinstance(present, CheckpointFiles):
+        strategy.checkpoint_io = CheckpointFiles(getattr(present, "extra_safe_globals", None))
+
+
+def remove_partial_files(folder: Path, idle: float = 0) -> None:
+    """Remove what killed processes left of checkpoints in a folder.
+
+    Args:
+        folder: Where to look.
+        idle: Seconds since something was last written to a file, so that it is not still being written.
+    """
+    for partial in folder.glob(f".*.ckpt{_PARTIAL}"):
+        with suppress(OSError):  # gone already, or on a disk that is read-only now
+            if time.time() - partial.stat().st_mtime >= idle:
+                partial.unlink()
+
+
+@contextmanager
+def plain_data_only(path: Any) -> Iterator[None]:  # noqa: ANN401
+    """Turn torch's errors on reading a file with ``weights_only=True`` into a sentence.
+
+    Raises:
+        CheckpointError: In the place of torch's.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if _CODE.search(str(error)):
+            # Not torch's own message, which goes on to say how to run the code.
+            msg = (
+                f"checkpoint {str(path)!r} is refused: reading it would run code, which none of this package's needs; "
+                "get it from somebody whom you trust, or train anew."
+            )
+        else:
+            msg = (
+                f"checkpoint {str(path)!r} can't be read (truncated, or of another format?); use another one, or "
+                "train anew."
+            )
+        raise CheckpointError(msg) from error
