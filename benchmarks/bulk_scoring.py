@@ -5,7 +5,7 @@
     python benchmarks/bulk_scoring.py --model results/OSDIRF/SyntheticSurfaces/latest/weights/openvino/model.xml
 
 Images are drawn like the embedded data set's weave, 256 x 256 JPEG files: some pictures, a part of them defective,
-each shifted, lit and with noise of its own. Memory is the sum of the resident sizes of all processes of a run, Ray's
+each turned, lit and with noise of its own. Memory is the sum of the resident sizes of all processes of a run, Ray's
 included, so what processes share counts several times; its drift is the mean of the last fifth of a run less that of
 the second fifth. A run that is killed is counted by its rows on disk. Linux only.
 """
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -44,16 +45,20 @@ class Watched:
     processes: set[int] = field(default_factory=set)
 
     @property
+    def under_way(self) -> slice:
+        """From the first part that was seen to the last: neither start nor end."""
+        return slice(bisect_right(self.rows, self.rows[0]), bisect_left(self.rows, max(self.rows)) + 1)
+
+    @property
     def speed(self) -> float:
-        """Images per second between the first and the last part that was seen: neither start nor end."""
-        seen = [index for index, rows in enumerate(self.rows) if rows > self.rows[0]]
-        first, last = seen[0], max(seen, key=lambda index: (self.rows[index], -index))
-        return (self.rows[last] - self.rows[first]) / (self.seconds[last] - self.seconds[first])
+        """Images per second."""
+        seconds, rows = self.seconds[self.under_way], self.rows[self.under_way]
+        return (rows[-1] - rows[0]) / (seconds[-1] - seconds[0])
 
     @property
     def drift(self) -> float:
-        """Bytes that a run has more in its last fifth than in its second, from the first row on."""
-        sizes = [size for size, rows in zip(self.bytes, self.rows, strict=True) if rows > self.rows[0]]
+        """Bytes that a run has more in its last fifth than in its second."""
+        sizes = self.bytes[self.under_way]
         fifth = len(sizes) // 5
         return mean(sizes[-fifth:]) - mean(sizes[fifth : 2 * fifth])
 
@@ -69,8 +74,8 @@ def draw(folder: Path, count: int, seed: int) -> None:
     pictures = [draw_surface(CATEGORY, kind, SIDE, (seed, index))[0] for index, kind in enumerate(kinds)]
     for number in missing:
         rng = np.random.default_rng((seed, number))
-        picture = np.roll(pictures[number % PICTURES], rng.integers(0, SIDE, 2), axis=(0, 1)).astype(np.int16)
-        changed = picture + rng.integers(-6, 7) + rng.integers(-3, 4, picture.shape, dtype=np.int16)
+        turned = np.flip(pictures[number % PICTURES], axis=[axis for axis in (0, 1) if rng.random() < 0.5])
+        changed = turned.astype(np.int16) + rng.integers(-5, 6) + rng.integers(-1, 2, turned.shape, dtype=np.int16)
         pixels = np.clip(changed, 0, 255).astype(np.uint8)[..., ::-1]
         cv2.imwrite(str(folder / f"{number:06d}.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
 
@@ -90,7 +95,7 @@ def run(arguments: list[str], output: Path, kill_at: int | None = None) -> Watch
             watched.processes |= set(processes)
             watched.seconds.append(time.perf_counter())
             watched.bytes.append(sum(processes.values()))
-            watched.rows.append(rows_on_disk(output))
+            watched.rows.append(max([rows_on_disk(output), *watched.rows[-1:]]))  # parts vanish when they are merged
             if kill_at is not None and watched.rows[-1] >= kill_at:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -100,6 +105,14 @@ def run(arguments: list[str], output: Path, kill_at: int | None = None) -> Watch
         msg = f"the run ended with status {process.returncode}"
         raise RuntimeError(msg)
     return watched
+
+
+def wait_for_the_end_of(processes: set[int]) -> float:
+    """Return the seconds that processes live on."""
+    start = time.perf_counter()
+    while any(Path(f"/proc/{number}").exists() for number in processes):
+        time.sleep(0.1)
+    return time.perf_counter() - start
 
 
 def rows_on_disk(output: Path) -> int:
@@ -190,11 +203,10 @@ def main() -> None:
 
     output = root / "killed.parquet"
     killed = run(everything, output, kill_at=options.images // 2)
-    time.sleep(10)  # for Ray to notice
-    left = [number for number in killed.processes if Path(f"/proc/{number}").exists()]
+    gone = wait_for_the_end_of(killed.processes)
     before = rows_on_disk(output)
     resumed = run(everything, output)
-    results["killed"] = {**figures(killed), "rows on disk": before, "processes left after 10 s": len(left)}
+    results["killed"] = {**figures(killed), "rows on disk": before, "seconds until all processes ended": gone}
     results["resumed"] = {**figures(resumed), **check(output, images, options.images)}
     same = (
         pq.read_table(root / "all.parquet").sort_by("path")["score"] == pq.read_table(output).sort_by("path")["score"]

@@ -1,11 +1,12 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The README's pictures, from what the quick start left behind (embedded data only), by an installed Chromium.
+"""The documentation's pictures, from what the quick start left behind (embedded data only), by an installed Chromium.
 
     python -m anomalib_osdirf quickstart
     python benchmarks/pictures.py results/OSDIRF/SyntheticSurfaces/weave/latest
 
-Writes docs/report.jpg: threshold and gallery of the report page.
+Writes docs/report.jpg, threshold and gallery of the report page; docs/images/threshold.jpg, the former alone; and
+docs/images/defects.jpg, anomalib's picture of the first image of each kind of defect.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -25,7 +27,7 @@ WIDTH, HEIGHT = 1100, 900
 
 
 def photograph(page: Path, output: Path) -> None:
-    """Photograph two sections of a page side by side."""
+    """Photograph two sections of a page, side by side and the first one alone."""
     program = next(path for path in map(shutil.which, BROWSERS) if path)
     parts = []
     with sync_playwright() as playwright:
@@ -40,8 +42,21 @@ def photograph(page: Path, output: Path) -> None:
                 np.asarray(Image.open(io.BytesIO(opened.screenshot(full_page=True, clip=clip))).convert("RGB"))
             )
         browser.close()
-    both = Image.fromarray(np.concatenate(parts, axis=1))
-    both.resize((1500, round(750 * HEIGHT / WIDTH)), Image.Resampling.LANCZOS).save(output, quality=85)
+    _save(np.concatenate(parts, axis=1), output / "report.jpg", width=1500, quality=85)
+    _save(parts[0], output / "images" / "threshold.jpg", width=640, quality=70)
+
+
+def show_defects(folder: Path, output: Path) -> None:
+    """Put the first picture of each kind of defect below one another."""
+    kinds = sorted(kind for kind in folder.iterdir() if kind.name != "good")
+    pictures = [np.asarray(Image.open(min(kind.iterdir())).convert("RGB")) for kind in kinds]
+    _save(np.concatenate(pictures, axis=0), output / "images" / "defects.jpg", width=640, quality=70)
+
+
+def _save(pixels: NDArray[np.uint8], file: Path, width: int, quality: int) -> None:
+    picture = Image.fromarray(pixels)
+    size = (width, round(picture.height * width / picture.width))
+    picture.resize(size, Image.Resampling.LANCZOS).save(file, quality=quality)
 
 
 def main() -> None:
@@ -50,7 +65,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results folder of the quick start")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder to write to")
     arguments = parser.parse_args()
-    photograph(arguments.results / PAGE_NAME, arguments.output / "report.jpg")
+    (arguments.output / "images").mkdir(parents=True, exist_ok=True)
+    photograph(arguments.results / PAGE_NAME, arguments.output)
+    show_defects(arguments.results / "images" / "test", arguments.output)
 
 
 if __name__ == "__main__":

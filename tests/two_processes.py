@@ -39,9 +39,12 @@ def tiny(model_class: Any, **arguments: Any) -> Any:
 
 
 def train(
-    model: Any, data: Path, output: Path, devices: int, strategy: Any = "auto", categories: bool = False
+    model: Any, data: Path, output: Path, devices: int, strategy: Any = "auto", more: bool = False
 ) -> dict[str, Any]:
-    """Train, test, by categories too, and predict, and return what came of it in this process."""
+    """Train, test and predict, and return what came of it in this process.
+
+    More is a test as InvAD, whose read-out is fitted on the fly, and one by categories.
+    """
     keeper = Losses()
     engine = Engine(
         default_root_dir=output,
@@ -54,8 +57,9 @@ def train(
     )
     datamodule: Any = small_folder(data, train_batch_size=WHOLE_BATCH // devices, eval_batch_size=2)
     metrics = engine.train(model, datamodule=datamodule)[0]
-    by_category = {}
-    if categories:
+    as_relative, by_category = {}, {}
+    if more:
+        as_relative = dict(engine.test(tiny(InvAD), datamodule=datamodule, ckpt_path=engine.best_model_path)[0])
         both = MultiCategory({"bolts": small_folder(data), "nuts": small_folder(data / "nuts")}, eval_batch_size=2)
         by_category = dict(engine.test(model, datamodule=both)[0])
     batches = engine.predict(model, datamodule=datamodule) or []
@@ -65,6 +69,7 @@ def train(
         "checkpoint": str(engine.best_model_path),
         "losses": keeper.losses,
         "metrics": dict(metrics),
+        "as_relative": as_relative,
         "by_category": by_category,
         "scores": {item.image_path: float(item.pred_score) for batch in batches for item in batch},
     }
@@ -81,7 +86,7 @@ def main(data: Path, output: Path) -> None:
     }
     for name, model in models.items():
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False) if name == "sharded" else "ddp"
-        result = train(model, data, output / name, 2, strategy, categories=name == "OSDIRF")
+        result = train(model, data, output / name, 2, strategy, more=name == "OSDIRF")
         torch.save(result, output / f"{name}-{model.global_rank}.pt")
 
 

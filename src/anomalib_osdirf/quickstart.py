@@ -35,6 +35,7 @@ def run_category(category: str, root: Path, quiet: bool = False) -> dict[str, An
     """
     from anomalib.engine import Engine
 
+    import anomalib_osdirf.models  # noqa: F401 - the configuration names ours, and there may be no import hook
     from anomalib_osdirf.report.command import measure_latencies
     from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
 

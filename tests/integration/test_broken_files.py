@@ -169,6 +169,20 @@ def test_leaving_out_what_is_no_option(
         engine().fit(tiny(skip_broken_images=True), train_dataloaders=datamodule.train_dataloader())
 
 
+def test_quantisation_leaves_broken_files_out_as_the_training_did(
+    damaged: Path, folder: MakeFolder, tiny: MakeModel, tmp_path: Path
+) -> None:
+    data = folder(root=damaged)
+    tiny(skip_broken_images=True)._prepare_images(data, tmp_path)
+    assert (len(data.train_data), len(data.val_data)) == (12, 7)
+    assert (tmp_path / "broken_images_export.csv").is_file()
+    data = folder(root=damaged)
+    data.setup()
+    tiny()._prepare_images(data, tmp_path)
+    with pytest.raises(BrokenFileError, match=r"train/good/broken\.png' can't be read"):
+        [data.train_data[index] for index in range(len(data.train_data))]
+
+
 def test_masks_of_any_size_and_range_measure_alike(
     trained: Any, parts: Path, folder: MakeFolder, engine: MakeEngine, tmp_path: Path
 ) -> None:

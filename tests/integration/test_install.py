@@ -10,18 +10,16 @@ import statistics
 import subprocess
 import sys
 import time
-import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from environments import ENVIRONMENT, install, make_environment, output_of
+
 ROOT = Path(__file__).parents[2]
 HOOK_FILES = ("anomalib_osdirf.pth", "anomalib_osdirf.start")
-ENVIRONMENT = {
-    name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-}
 
 # Imports the heavy packages below anomalib once, then lets forks of itself go on: one for each module of anomalib or
 # ours to be imported first, and one without the hook for our command line. Prints those that went wrong.
@@ -70,39 +68,19 @@ assert OSDIRF is models.OSDIRF
 print("diffusers" in sys.modules)
 """
 
+QUICK_START = """
+import sys
+from pathlib import Path
+from anomalib.engine import Engine
+from anomalib_osdirf.quickstart import run_category
 
-def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+def train(self, model, datamodule):
+    print(type(model).__name__, type(datamodule).__name__)
+    sys.exit()
 
-
-def output_of(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-    result = run(*command, cwd=cwd, **environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
-
-def make_environment(directory: Path) -> Path:
-    """Make a virtual environment that sees the packages of this one, but none of its start-up files."""
-    venv.create(directory, with_pip=False, symlinks=os.name != "nt")
-    python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    site_packages = Path(output_of(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
-    borrowed = [place for place in sys.path if Path(place).name in {"site-packages", "dist-packages"}]
-    (site_packages / "zz_borrowed.pth").write_text("\n".join(borrowed) + "\n", encoding="utf-8")
-    return python
-
-
-def install(python: Path, *arguments: str | Path) -> None:
-    """Install with this environment's pip; it has our package too, perhaps, which must be left alone."""
-    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-input")
-    output_of(*pip, "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", *arguments)
+Engine.train = train
+run_category("weave", Path("results"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +195,13 @@ def test_target_install_has_no_hook_and_the_doctor_says_so(wheel: Path, bare_env
     found = output_of(bare_environment, "-c", code, PYTHONPATH=str(target))
     assert f"Python reads no .pth file in {target}" in found
     assert "python -m anomalib_osdirf" in found
+
+
+def test_quick_start_needs_no_hook(wheel: Path, bare_environment: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    install(bare_environment, "--target", target, wheel)
+    output = output_of(bare_environment, "-c", QUICK_START, cwd=tmp_path, PYTHONPATH=str(target))
+    assert output.splitlines()[-1] == "OSDIRF SyntheticSurfaces"
 
 
 def test_version_has_a_single_source(wheel: Path) -> None:

@@ -111,7 +111,8 @@ def test_killed_and_resumed(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     status = _killed(lambda: engine().fit(tiny(**ARGUMENTS), datamodule=folder()), owner, name, call, die)
-    assert status in {-signal.SIGKILL, -signal.SIGTERM, 143}  # 143 by Lightning's handler of the latter
+    # 143 by Lightning's handler of SIGTERM; a fork without the threads of libraries loaded before may crash after that.
+    assert status in {-signal.SIGKILL, -signal.SIGTERM, 143, -signal.SIGSEGV}
     assert list((tmp_path / "tmp").iterdir()) == []
     found = {file.name: file for file in tmp_path.rglob("*.ckpt")}
     for file in found.values():

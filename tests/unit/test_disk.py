@@ -4,6 +4,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,16 @@ def test_other_errors_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(command_line, "_run_anomalib", fail)
     with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
         command_line.main(["train"])
+
+
+def test_quickstart_whose_results_can_not_be_written_ends_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert command_line.main(["quickstart", "--quiet", f"--root={tmp_path / 'file'}"]) == 1
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence.startswith("python -m anomalib_osdirf: ")
+    assert f"{tmp_path / 'file'}" in sentence
+    assert sentence.endswith("make room there, or write to another folder.")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     except KeyboardInterrupt:
         return fail(program, "stopped; the same command goes on where it was.", _INTERRUPTED)
     except RayError as error:
-        return fail(program, f"{error} The same command goes on where it was.")
+        return fail(program, str(error))
     except OSError as error:
         return fail(program, f"--output {str(options.output)!r} can't be written ({error.strerror or error}).")
     if options.quiet and totals.errors:

@@ -4,7 +4,9 @@
 
 import logging
 import os
+import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +23,7 @@ _TASKS_OF_A_WORKER = 32  # so that none waits long for another at the end
 _OBJECT_STORE = 128 * 1024**2  # of paths and rows only
 # A socket's path has 107 characters at most, and Ray adds sixty to its folder's.
 _LONGEST_FOLDER = 40
+_PATIENCE = 10  # seconds
 
 
 class RayError(RuntimeError):
@@ -63,14 +66,25 @@ def _start(address: str | None, verbose: bool, folder: Path | None) -> int:
     level = logging.INFO if verbose else logging.CRITICAL
     logging.getLogger("ray.data").setLevel(level)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "_temp_dir": str(folder)}
+    if not verbose:
+        # Whatever its settings are, Ray prints pages about a process that died; the rows say what matters of it.
+        from ray._private import worker
+
+        worker.print_to_stdstream = lambda *_, **__: None
     try:
+        if address is not None:
+            _knock(address)
         with nullcontext() if verbose else _deaf():
             ray.init(
                 address or "local", log_to_driver=verbose, logging_level=level, **({} if folder is None else local)
             )
     except Exception as error:  # Ray raises what it comes upon
-        where = "Ray can't be started" if address is None else f"--address {address!r} is no Ray cluster that answers"
-        msg = f"{where} ({_last_line(error)})."
+        msg = f"Ray can't be started ({_last_line(error)})."
+        if address is not None:
+            msg = (
+                f"--address {address!r} is no Ray cluster that answers ({_last_line(error)}); on one of its machines "
+                "use --address auto, and if it asks for a token, have RAY_AUTH_MODE=token in the environment."
+            )
         raise RayError(msg) from error
     return int(ray.cluster_resources().get("CPU", 0))
 
@@ -109,7 +123,7 @@ def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator
         )
         yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:  # Ray raises what it comes upon
-        msg = f"Ray stopped ({_last_line(error)})."
+        msg = f"Ray stopped ({_last_line(error)}); the same command goes on where it was."
         raise RayError(msg) from error
 
 
@@ -126,10 +140,19 @@ class _Actor:
         return self._worker.rows(batch["path"].to_pylist())
 
 
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if nothing answers at an address with a port: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+
+
 def _set_environment(address: str | None, verbose: bool) -> None:
     """Say to Ray what it reads from the environment, most of it when it is first imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
+        # A token for this run alone; Ray would keep one in the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Whatever its name says, on every system it decides between the loopback address and all others.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if not verbose:

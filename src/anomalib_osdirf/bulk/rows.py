@@ -3,7 +3,6 @@
 """From an image file to its row. Neither Ray nor, for exported models, torch is imported."""
 
 import json
-import math
 import os
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomalib_osdirf.inference.reading import ImageError, read_image
-from anomalib_osdirf.inference.scoring import load_scorer
+from anomalib_osdirf.inference.scoring import ModelError, load_scorer
 
 SCHEMA = pa.schema(
     [
@@ -48,13 +47,22 @@ class Worker:
 
     Args:
         job: What it is told.
-        witness: File that outlives this process if an image kills it, on the same machine.
+        witness: File that outlives this process if model or image kills it, on the same machine.
+
+    Raises:
+        ModelError: If the model can't be used here.
     """
 
     def __init__(self, job: Job, witness: Path) -> None:
         self._job = job
-        self._scorer = load_scorer(Path(job.model), threads=job.threads)
         self._witness = Witness(witness)
+        if self._witness.deaths[job.model] >= _MOST_DEATHS:
+            self._witness.close()
+            msg = f"model {job.model!r} ended the process that loaded it, {_MOST_DEATHS} times"
+            raise ModelError(msg)
+        self._witness.watch(job.model)
+        self._scorer = load_scorer(Path(job.model), threads=job.threads)
+        self._witness.close()
         cv2.setNumThreads(job.threads)
 
     def rows(self, paths: list[bytes]) -> pa.Table:
@@ -80,6 +88,8 @@ class Worker:
             self._score(Path(path), row)
         except ImageError as error:
             row["error"] = readable(str(error))
+        except ModelError as error:
+            row["error"] = readable(f"{Path(path).name} has no score: {error}")
         except Exception as error:  # noqa: BLE001 - whatever an image does to a model, the others are scored
             row["error"] = readable(f"{Path(path).name} could not be scored ({_one_line(error)}).")
         return row | {"seconds": time.perf_counter() - start}
@@ -87,9 +97,6 @@ class Worker:
     def _score(self, path: Path, row: dict[str, Any]) -> None:
         image = read_image(path, self._job.max_pixels)
         result = self._scorer.score(image)
-        if not math.isfinite(result.score):
-            msg = f"{path.name} has no score: the model returned {result.score}."
-            raise ImageError(msg)
         height, width = image.shape[:2]
         row |= {"score": result.score, "label": result.label}
         row["box"] = None if result.mask is None else largest_region(result.mask, width, height)
@@ -98,10 +105,10 @@ class Worker:
 
 
 class Witness:
-    """Remembers which image was being scored when a process died, and how often that happened to it.
+    """Remembers what a process was at when it died, and how often that happened.
 
     Args:
-        file: Where to; it is there only while images are being scored.
+        file: Where to; it is there only while something is being done.
     """
 
     def __init__(self, file: Path) -> None:
@@ -115,7 +122,7 @@ class Witness:
         self.deaths[left["current"]] += 1
 
     def watch(self, path: str) -> None:
-        """Note that an image is being scored."""
+        """Note that an image is being scored, or the model loaded."""
         self._file.write_text(json.dumps({"deaths": self.deaths, "current": path}), encoding="utf-8")
 
     def close(self) -> None:

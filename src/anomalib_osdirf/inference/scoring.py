@@ -3,6 +3,7 @@
 """Scoring images with an exported OpenVINO or ONNX model, or a checkpoint, of any anomalib model."""
 
 import json
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -135,6 +136,7 @@ class ONNXScorer(Scorer):
     kind = "ONNX Runtime"
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its wheels send events to their maker
         import onnxruntime
 
         super().__init__(path, metadata)

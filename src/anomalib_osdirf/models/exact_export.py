@@ -16,6 +16,8 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms import v2
 
+from anomalib_osdirf.data.broken_files import leave_out_broken, report
+from anomalib_osdirf.data.reading import read_carefully
 from anomalib_osdirf.disk import why_unwritable
 from anomalib_osdirf.export import metadata, quantisation
 from anomalib_osdirf.export.exact_resize import exact_export_transform
@@ -192,6 +194,7 @@ class ExactExport(ExportMixin, ABC):
             exact = options.inference_precision == "f32"
             post_processor = self.post_processor
             if compression in CALIBRATED:
+                self._prepare_images(datamodule, Path(export_root))
                 scope = self._floating_point_scope(network)
                 quantiser = Quantiser(
                     self.model,
@@ -226,6 +229,14 @@ class ExactExport(ExportMixin, ABC):
             return path
 
         return self._export(export_root, f"openvino-{model_file_name}", export)
+
+    def _prepare_images(self, datamodule: Any, destination: Path) -> None:  # noqa: ANN401
+        """Have a datamodule's images read as in training, broken ones left out if they were there."""
+        read_carefully()
+        if self.hparams.get("skip_broken_images"):
+            quantisation.set_up(datamodule, self.pre_processor)
+            subsets = [getattr(datamodule, name, None) for name in ("train_data", "val_data")]
+            report(leave_out_broken(subsets, self._shows_progress()), destination / "broken_images_export.csv")
 
     def _shows_progress(self) -> bool:
         trainer = getattr(self, "_trainer", None)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from anomalib_osdirf.bulk import rows
 from anomalib_osdirf.bulk.rows import Job, Witness, Worker, largest_region
+from anomalib_osdirf.inference.scoring import ModelError
 from brightness import brightness_model
 
 SIZE = (60, 80)  # rows, columns
@@ -94,7 +95,7 @@ def test_a_score_that_is_no_number_is_an_error(
     monkeypatch.setattr(worker._scorer, "_run", lambda batch: {"pred_score": np.array([np.nan], np.float32)})
     (row,) = _rows(worker, spot)
     assert (row["score"], row["label"]) == (None, None)
-    assert row["error"] == "spot.png has no score: the model returned nan."
+    assert row["error"].startswith("spot.png has no score: model returned something else than numbers")
 
 
 def test_an_image_that_a_model_fails_on_is_an_error(
@@ -143,6 +144,13 @@ def test_an_image_that_ends_its_process_is_tried_twice_and_no_more(model: Path, 
     (row,) = _rows(_worker(model, tmp_path), spot)
     assert row["error"] == "spot.png ended the process that scored it, 2 times."
     assert row["score"] is None
+
+
+def test_a_model_that_ends_its_process_is_not_loaded_for_ever(model: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        Witness(tmp_path / "witness.json").watch(str(model))  # and then the process is gone
+    with pytest.raises(ModelError, match="ended the process that loaded it, 2 times"):
+        _worker(model, tmp_path)
 
 
 def test_workers_do_without_torch(model: Path, spot: Path, tmp_path: Path) -> None:

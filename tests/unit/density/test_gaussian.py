@@ -202,7 +202,7 @@ def test_unknown_names() -> None:
         ("position_full", 0.3, 4, 1e-4),
         ("position_full", 0.3, 30, 1e-4),
         ("position_full", "auto", 30, 1e-4),
-        ("position_full", "oas", 30, 0.03),
+        ("position_full", "oas", 30, 0.05),
         ("position", "oas", 4, 1e-4),
         ("position", "oas", 30, 1e-4),
     ],

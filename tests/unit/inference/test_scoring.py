@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of every kind give the same scores; what can't be used is refused in a sentence."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,19 @@ def test_exported_models_are_scored_without_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules or 'anomalib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it keeps its events in other places")
+def test_onnx_runtime_keeps_and_sends_no_events(tmp_path: Path) -> None:
+    model = brightness_model(tmp_path / "model")
+    code = (
+        "from pathlib import Path; from anomalib_osdirf.inference.scoring import load_scorer; "
+        f"load_scorer(Path({str(model)!r}))"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={**os.environ, "HOME": str(home)})
+    assert list(home.rglob("*onnxruntime*")) == []
 
 
 def test_checkpoints_score_as_predict_does(trained: Any, parts: Path, engine: Any) -> None:

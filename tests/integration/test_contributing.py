@@ -1,0 +1,74 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The denoiser and the density that CONTRIBUTING.md writes, from training to exported models."""
+
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
+from scipy.stats import multivariate_normal
+
+from anomalib_osdirf import OSDIRF
+from anomalib_osdirf.denoisers import VelocityDenoiser, fold
+from anomalib_osdirf.models import feature_network
+from exactness import TOLERANCES, compare, export, predict, textured_files
+
+MakeModel = Callable[..., OSDIRF]
+MakeFolder = Callable[..., Folder]
+MakeEngine = Callable[..., Engine]
+
+
+def _class(name: str, folder: Path) -> Any:
+    """Run the block of CONTRIBUTING.md that defines a class."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block)
+    (folder / "block.py").write_text(block, encoding="utf-8")
+    return runpy.run_path(str(folder / "block.py"))[name]
+
+
+def _export_says_what_predict_says(model: OSDIRF, data: Folder, engine: MakeEngine, root: Path) -> None:
+    run = engine()
+    run.fit(model, datamodule=data)
+    checkpoint = Path(str(run.best_model_path))
+    images = textured_files(root / "images")
+    compare(predict(OSDIRF(), images, root, checkpoint), export("openvino", root, checkpoint), *TOLERANCES["openvino"])
+
+
+def test_the_denoiser_trains_and_exports(
+    tiny: MakeModel, folder: MakeFolder, engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser = _class("TwoConvolutions", tmp_path)
+    built = denoiser(8)
+    z = torch.randn(3, 8, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(built, 80)(z), built(z, torch.full((3,), 80)))
+
+    def build(name: str, dim: int, *_: object) -> torch.nn.Module:
+        return VelocityDenoiser(denoiser(dim))
+
+    monkeypatch.setattr(feature_network, "build_denoiser", build)
+    _export_says_what_predict_says(tiny(), folder(), engine, tmp_path)
+
+
+def test_the_density_fits_scores_and_exports(
+    tiny: MakeModel, folder: MakeFolder, engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    density = _class("IsotropicGaussian", tmp_path)
+    fitted, fields = density(3, 1), torch.randn(200, 3, 1, 1) * 2 + 1
+    fitted.fit([fields])
+    reference = multivariate_normal(fields.mean(dim=0).flatten(), fields.var(dim=0, correction=0).mean() * torch.eye(3))
+    expected = torch.as_tensor(-reference.logpdf(fields.flatten(1)), dtype=torch.float32)
+    torch.testing.assert_close(fitted(fields).flatten(), expected, rtol=1e-4, atol=1e-4)
+
+    def build(name: str, dim: int, grid_size: int, *_: object) -> torch.nn.Module:
+        made: torch.nn.Module = density(dim, grid_size**2)
+        return made
+
+    monkeypatch.setattr(feature_network, "build_density", build)
+    _export_says_what_predict_says(tiny(), folder(), engine, tmp_path)
