@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from anomalib_osdirf.report import pictures
-from anomalib_osdirf.report.results import ImageResult, ResultsWriter, name_groups, pack_counts
+from anomalib_osdirf.report.results import ImageResult, ResultsWriter, name_groups, pack_counts, pack_shares
 
 POST_PROCESSING = {
     "image_threshold": 10.0,
@@ -51,6 +51,7 @@ def image_result(
         mask=pictures.encode_mask(mask, side) if label == 1 else None,
         normal_pixels=pack_counts(counts[0]),
         anomalous_pixels=pack_counts(counts[1]),
+        regions=pack_shares(counts[2]),
     )
 
 

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from anomalib_osdirf.export import metadata
 from anomalib_osdirf.report import pictures
-from anomalib_osdirf.report.results import FILE_NAME, ImageResult, ResultsWriter, name_groups, pack_counts
+from anomalib_osdirf.report.results import FILE_NAME, ImageResult, ResultsWriter, name_groups, pack_counts, pack_shares
 
 logger = logging.getLogger(__name__)
 
@@ -249,14 +249,16 @@ class ReportCallback(Callback):
             mask=pictures.encode_mask(mask, self.picture_size) if mask is not None and mask.any() else None,
             normal_pixels=None,
             anomalous_pixels=None,
+            regions=None,
         )
         if anomaly_map is not None:
             result.map, result.map_low, result.map_high = pictures.encode_map(
                 anomaly_map, min(self.picture_size, _MAP_SIDE)
             )
             if mask is not None and span is not None and mask.shape == anomaly_map.shape:
-                counts = pictures.count_pixels(anomaly_map, mask, *span)
-                result.normal_pixels, result.anomalous_pixels = (pack_counts(part) for part in counts)
+                normal, anomalous, regions = pictures.count_pixels(anomaly_map, mask, *span)
+                result.normal_pixels, result.anomalous_pixels = pack_counts(normal), pack_counts(anomalous)
+                result.regions = pack_shares(regions)
         return result
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

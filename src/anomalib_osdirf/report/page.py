@@ -134,15 +134,17 @@ class Run:
         scores, labels = self.scores[chosen], self.results.labels[chosen]
         images = statistics.image_metrics(scores, labels, self.threshold[0], seed)
         found = {f"image {name}": estimate for name, estimate in images.items()}
-        normal, anomalous, known = self._pixels
+        normal, anomalous, regions, known = self._pixels
         if len(normal):
             counted = chosen[known]
-            pixels = statistics.pixel_metrics(normal[counted], anomalous[counted], seed)
+            pixels = statistics.pixel_metrics(normal[counted], anomalous[counted], regions[counted], seed)
             found |= {f"pixel {name}": estimate for name, estimate in pixels.items()}
         return found
 
     @cached_property
-    def _pixels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    def _pixels(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         return self.results.pixel_counts()
 
     @cached_property
@@ -350,7 +352,7 @@ def _logged(run: Run) -> dict[str, float]:
 
 
 def _metric_order(name: str) -> int:
-    order = ("AUROC", "AP", "F1Max", "F1", "miss rate", "false-alarm rate")
+    order = ("AUROC", "AP", "F1Max", "AUPRO", "F1", "miss rate", "false-alarm rate")
     return 10 * name.startswith("pixel") + order.index(name.split(" ", 1)[1])
 
 

@@ -105,7 +105,7 @@ def _png(image: Image.Image, **options: bytes) -> bytes:
 PIXEL_BINS = 1024
 
 
-def count_pixels(anomaly_map: Tensor, mask: Tensor, low: float, high: float) -> tuple[NDArray, NDArray]:
+def count_pixels(anomaly_map: Tensor, mask: Tensor, low: float, high: float) -> tuple[NDArray, NDArray, NDArray]:
     """Count pixels by the map's value.
 
     Args:
@@ -115,10 +115,17 @@ def count_pixels(anomaly_map: Tensor, mask: Tensor, low: float, high: float) -> 
         high: Upper end.
 
     Returns:
-        Counts of normal and of anomalous pixels, ``(PIXEL_BINS,)`` each.
+        Counts of normal and of anomalous pixels, and the sum over connected anomalous regions of the share of each
+        region's pixels, ``(PIXEL_BINS,)`` each.
     """
     share = ((anomaly_map.detach().float() - low) / max(high - low, 1e-12)).clamp(0, 1).nan_to_num().sqrt()
     bins = (share * (PIXEL_BINS - 1)).round().long().flatten()
     anomalous = (mask > 0.5).flatten().to(bins.device)
     counts = torch.bincount(bins + PIXEL_BINS * anomalous, minlength=2 * PIXEL_BINS).cpu().numpy()
-    return counts[:PIXEL_BINS], counts[PIXEL_BINS:]
+    regions = np.zeros(PIXEL_BINS, np.float32)
+    if anomalous.any():
+        number, labels = cv2.connectedComponents(anomalous.view(mask.shape).to("cpu", torch.uint8).numpy())
+        for region in range(1, number):
+            inside = bins.cpu().numpy()[(labels == region).ravel()]
+            regions += np.bincount(inside, minlength=PIXEL_BINS) / len(inside)
+    return counts[:PIXEL_BINS], counts[PIXEL_BINS:], regions

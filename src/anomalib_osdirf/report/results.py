@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FILE_NAME = "report.sqlite"
-FORMAT = 1
+FORMAT = 2
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entry (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS loss (step INTEGER PRIMARY KEY, value REAL, seconds R
 CREATE TABLE IF NOT EXISTS image (
     id INTEGER PRIMARY KEY, path TEXT UNIQUE, label INTEGER, category TEXT, kind TEXT, score REAL,
     width INTEGER, height INTEGER, picture BLOB, map BLOB, map_low REAL, map_high REAL, mask BLOB,
-    normal_pixels BLOB, anomalous_pixels BLOB
+    normal_pixels BLOB, anomalous_pixels BLOB, regions BLOB
 );
 """
 _LOGS = ("metrics.csv", "events.out.tfevents.*")  # of Lightning's loggers
@@ -52,6 +52,7 @@ class ImageResult:
     mask: bytes | None  # small picture of the ground truth, white where anomalous
     normal_pixels: bytes | None  # counts of the map's values in pixels of either class, by `pack_counts`
     anomalous_pixels: bytes | None
+    regions: bytes | None  # shares of the anomalous regions' pixels by the map's value, summed, by `pack_shares`
 
 
 @dataclass
@@ -218,19 +219,23 @@ class Results:
             low, high = database.execute("SELECT min(map_low), max(map_high) FROM image").fetchone()
         return None if low is None else (low, high)
 
-    def pixel_counts(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """Return counts of normal and anomalous pixels by the map's value, and for which images there are any.
+    def pixel_counts(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """Return counts of pixels by the map's value, and for which images there are any.
 
         Returns:
-            Counts ``(n, bins)`` of either class in the n images that have them, and a mask ``(N,)`` of those.
+            Counts ``(n, bins)`` of normal and of anomalous pixels in the n images that have them, the sums over
+            anomalous regions of the shares of their pixels ``(n, bins)``, and a mask ``(N,)`` of those images.
         """
         with closing(self._connect()) as database:
-            rows = database.execute("SELECT normal_pixels, anomalous_pixels FROM image ORDER BY id").fetchall()
+            rows = database.execute("SELECT normal_pixels, anomalous_pixels, regions FROM image ORDER BY id").fetchall()
         known = np.array([row[0] is not None for row in rows], dtype=np.bool_)
         counted = [row for row in rows if row[0] is not None]
         normal = np.array([unpack_counts(row[0]) for row in counted], dtype=np.float32)
         anomalous = np.array([unpack_counts(row[1]) for row in counted], dtype=np.float32)
-        return normal, anomalous, known
+        regions = np.array([unpack_shares(row[2]) for row in counted], dtype=np.float32)
+        return normal, anomalous, regions, known
 
 
 def pack_counts(counts: NDArray[Any]) -> bytes:
@@ -241,6 +246,16 @@ def pack_counts(counts: NDArray[Any]) -> bytes:
 def unpack_counts(packed: bytes) -> NDArray[np.uint32]:
     """Reverse :func:`pack_counts`."""
     return np.frombuffer(zlib.decompress(packed), dtype="<u4")
+
+
+def pack_shares(shares: NDArray[np.float32]) -> bytes:
+    """Compress shares."""
+    return zlib.compress(shares.astype("<f4").tobytes(), 6)
+
+
+def unpack_shares(packed: bytes) -> NDArray[np.float32]:
+    """Reverse :func:`pack_shares`."""
+    return np.frombuffer(zlib.decompress(packed), dtype="<f4")
 
 
 def name_groups(path: str | None, label: int | None, category: str | None) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+_AUPRO_LIMIT = 0.3
 REPLICATES = 1000
 LEVEL = 0.95
 # With more scores than this, resamplings (not the values themselves) are computed on scores grouped to quantiles.
@@ -58,6 +59,27 @@ def ranking_metrics(normal: Array, anomalous: Array) -> dict[str, Array]:
     average_precision = (anomalous[..., ::-1] * precision).sum(axis=-1) / anomalies
     f1 = 2 * hits / (fired + anomalies[..., None])
     return {"AUROC": auroc, "AP": average_precision, "F1Max": f1.max(axis=-1)}
+
+
+def aupro(normal: Array, regions: Array) -> Array:
+    """Area under the per-region overlap, by the false-positive rate of pixels up to 0.3 (Bergmann et al. 2021).
+
+    Args:
+        normal: Counts of normal pixels by ascending score, ``(..., U)``; at least one in each row.
+        regions: Sum over anomalous regions of the share of each region's pixels, ``(..., U)``; not all 0 in a row.
+
+    Returns:
+        In 0 to 1, ``(...)``.
+    """
+    rates, overlaps = (np.cumsum(part[..., ::-1], axis=-1) for part in (normal, regions))
+    rates, overlaps = rates / rates[..., -1:], overlaps / overlaps[..., -1:]
+    before, left = (
+        np.concatenate([np.zeros_like(part[..., :1]), part[..., :-1]], axis=-1) for part in (overlaps, rates)
+    )
+    # Of the step across the limit, the part before it.
+    share = np.clip((_AUPRO_LIMIT - left) / np.maximum(rates - left, 1e-300), 0, 1)
+    heights = before + share * (overlaps - before) / 2
+    return (share * (rates - left) * heights).sum(axis=-1) / _AUPRO_LIMIT
 
 
 def threshold_metrics(false_alarms: Array, normals: Array, misses: Array, anomalies: Array) -> dict[str, Array]:
@@ -115,12 +137,15 @@ def image_metrics(
     return estimates
 
 
-def pixel_metrics(normal: NDArray[np.float32], anomalous: NDArray[np.float32], seed: int = 0) -> dict[str, Estimate]:
+def pixel_metrics(
+    normal: NDArray[np.float32], anomalous: NDArray[np.float32], regions: NDArray[np.float32], seed: int = 0
+) -> dict[str, Estimate]:
     """Compute ranking metrics of pixels with intervals, for which whole images are resampled.
 
     Args:
         normal: Counts of normal pixels by ascending score in each image, ``(N, bins)``.
         anomalous: Counts of anomalous pixels, ``(N, bins)``.
+        regions: Sum over anomalous regions of the share of each region's pixels, ``(N, bins)``.
         seed: Seed of the resampling.
 
     Returns:
@@ -132,13 +157,16 @@ def pixel_metrics(normal: NDArray[np.float32], anomalous: NDArray[np.float32], s
     rng = np.random.default_rng(seed)
     defective = anomalous.any(axis=1)
     shape = (REPLICATES, normal.shape[1])
-    normals, anomalies = np.zeros(shape), np.zeros(shape)
+    normals, anomalies, overlaps = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for group in (defective, ~defective):  # apart, so that every resampling has anomalous pixels
         if group.any():
             often = _resample(np.ones(group.sum()), rng).astype(np.float32)
             normals += often @ normal[group]
             anomalies += often @ anomalous[group]
+            overlaps += often @ regions[group]
     exact, resampled = ranking_metrics(total_normal, total_anomalous), ranking_metrics(normals, anomalies)
+    exact["AUPRO"] = aupro(total_normal, regions.sum(axis=0, dtype=np.float64))
+    resampled["AUPRO"] = aupro(normals, overlaps)
     return {name: Estimate(float(value), resampled[name]) for name, value in exact.items()}
 
 

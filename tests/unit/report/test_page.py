@@ -76,7 +76,7 @@ def test_pages_without_a_class_or_of_one_image(tmp_path: Path, labels: list[int]
 def test_page_without_masks_maps_pictures_paths_scores_and_labels(tmp_path: Path) -> None:
     images = ordinary_images(6)
     images[0].path = images[1].path = None
-    images[1].mask = images[1].normal_pixels = images[1].anomalous_pixels = None
+    images[1].mask = images[1].normal_pixels = images[1].anomalous_pixels = images[1].regions = None
     images[2].map = images[2].map_low = images[2].map_high = images[2].picture = None
     images[3].score = None
     images[4].label = None
@@ -169,7 +169,7 @@ def test_metrics_of_several_categories_are_means_over_them(tmp_path: Path) -> No
         for label in (0, 1)
         for n in range(3)
     ]
-    logged = {"mean/image_AUROC": 1.0, "mean/pixel_AUPRO": 0.625, "bolt/pixel_AUPRO": 0.125, "image_AUROC": 0.5}
+    logged = {"mean/image_AUROC": 1.0, "mean/pixel_Recall": 0.625, "bolt/pixel_Recall": 0.125, "image_AUROC": 0.5}
     html, _ = _make(tmp_path, images, metrics=logged)
     metrics = Run(Results(tmp_path / "run")).metrics
     assert metrics["image AUROC"].value == 1
@@ -222,7 +222,7 @@ def test_twenty_thousand_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder = write_results(tmp_path / "run", ordinary_images(100))
     plain = image_result("x", 0, 0.0)
-    plain.picture = plain.map = plain.normal_pixels = plain.anomalous_pixels = None
+    plain.picture = plain.map = plain.normal_pixels = plain.anomalous_pixels = plain.regions = None
     scores = rng.normal(8, 2, 20_000)
     names = (f"data/bolt/test/good/{number:06d}.png" for number in range(1000, 20_900))
     images = [replace(plain, path=name, kind="good", score=score) for name, score in zip(names, scores, strict=False)]
@@ -255,7 +255,7 @@ def test_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureF
         (lambda folder: folder.mkdir(), r"has no report.sqlite: test its checkpoint with `--test`"),
         (_only_log, r"\(there is a log of the training, metrics.csv, but such logs are not read\): test its"),
         (lambda folder: write_results(folder, []).joinpath(FILE_NAME).write_bytes(b"junk" * 400), "delete it and run"),
-        (lambda folder: write_results(folder, [], format=99), "has format 99, this version reads 1"),
+        (lambda folder: write_results(folder, [], format=99), "has format 99, this version reads 2"),
         (ResultsWriter, "neither a test's nor a training's results yet"),
     ],
 )

@@ -4,11 +4,15 @@
 
 import numpy as np
 import pytest
+import torch
+from anomalib.data import ImageBatch
+from anomalib.metrics import AUPRO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from anomalib_osdirf.report import statistics
+from anomalib_osdirf.report.pictures import count_pixels
 
 
 def _sample(seed: int, size: int = 60, decimals: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -81,14 +85,31 @@ def test_pixels_are_resampled_by_whole_images() -> None:
     normal = rng.integers(0, 50, (12, 30)).astype(np.float32)
     anomalous = rng.integers(0, 5, (12, 30)).astype(np.float32)
     anomalous[6:] = 0
-    metrics = statistics.pixel_metrics(normal, anomalous)
+    regions = anomalous / np.maximum(anomalous.sum(axis=1, keepdims=True), 1)  # one in each image
+    metrics = statistics.pixel_metrics(normal, anomalous, regions)
     values = np.tile(np.arange(30), 2)
     weights = np.concatenate([normal.sum(axis=0), anomalous.sum(axis=0)])
     expected = roc_auc_score(np.repeat([0, 1], 30), values, sample_weight=weights)
     assert metrics["AUROC"].value == pytest.approx(expected)
-    same = statistics.pixel_metrics(np.tile(normal[:1], (12, 1)), np.tile(anomalous[:1], (12, 1)))
-    assert same["AUROC"].high - same["AUROC"].low == pytest.approx(0, abs=1e-9)
-    assert statistics.pixel_metrics(normal, np.zeros_like(normal)) == {}
+    same = statistics.pixel_metrics(*(np.tile(part[:1], (12, 1)) for part in (normal, anomalous, regions)))
+    for metric in ("AUROC", "AUPRO"):
+        assert same[metric].high - same[metric].low == pytest.approx(0, abs=1e-9)
+    assert statistics.pixel_metrics(normal, np.zeros_like(normal), np.zeros_like(normal)) == {}
+
+
+def test_aupro_is_anomalibs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(6, 32, 32)
+    masks[0, 3:9, 4:20], masks[1, 20:24, 2:5], masks[1, 2:30, 25:28], masks[2, 0, 0] = 1, 1, 1, 1
+    maps = torch.rand(6, 32, 32, generator=generator) + 0.4 * masks
+    reference = AUPRO(fields=["anomaly_map", "gt_mask"])
+    reference.update(ImageBatch(image=torch.zeros(6, 3, 32, 32), anomaly_map=maps, gt_mask=masks.bool()))
+    counts = [count_pixels(one, mask, 0, 1.4) for one, mask in zip(maps, masks, strict=True)]
+    normal, anomalous, regions = (np.array([count[kind] for count in counts], np.float32) for kind in range(3))
+    assert regions.sum() == pytest.approx(4)
+    metrics = statistics.pixel_metrics(normal, anomalous, regions)
+    assert metrics["AUPRO"].value == pytest.approx(float(reference.compute()), abs=2e-3)
+    assert metrics["AUPRO"].low < metrics["AUPRO"].value < metrics["AUPRO"].high
 
 
 @settings(max_examples=20, deadline=None)
