@@ -140,17 +140,18 @@ def tree(process: int) -> dict[int, int]:
     return {number: sizes[number] for number in found if number in sizes}
 
 
-def check(output: Path, images: Path, count: int) -> dict[str, int]:
+def check(output: Path, images: Path, count: int) -> dict[str, float]:
     """Hold the rows to the images: each once, each with a score."""
     table = pq.read_table(output)
     paths = table["path"].to_pylist()
     expected = {str(images / f"{number:06d}.jpg") for number in range(count)}
-    found = {
+    found: dict[str, float] = {
         "rows": len(paths),
         "different images": len(set(paths)),
         "missing": len(expected - set(paths)),
         "errors": table.num_rows - table["error"].null_count,
         "anomalous": sum(table["label"].to_pylist()),
+        "ms of a worker per image": 1000 * mean(table["seconds"].to_pylist()),
     }
     if found["rows"] != count or set(paths) != expected:
         msg = f"not each image once: {found}"

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 Item = TypeVar("Item")
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class ImagesPerSecond(ProgressColumn):
@@ -30,7 +31,7 @@ class ImagesPerSecond(ProgressColumn):
 def phase(
     name: str, items: Iterable[Item], images: int | None, visible: bool, size: Callable[[Item], int] = lambda _: 1
 ) -> Iterator[Item]:
-    """Yield the items and show how far it is: under a bar on a terminal, by a line at start and end elsewhere.
+    """Yield the items and show how far it is: under a bar on a terminal, by a line now and then elsewhere.
 
     Args:
         name: What is going on.
@@ -46,6 +47,7 @@ def phase(
         yield from items
         return
     console, start, done = Console(), time.perf_counter(), 0
+    last_line = start
     drawn = has_bars(console)
     if not drawn:
         say(f"{name}: {images} images." if images is not None else f"{name} ...", console)
@@ -58,6 +60,11 @@ def phase(
             yield item
             done += size(item)
             bar.update(task, completed=done)
+            now = time.perf_counter()
+            if not drawn and now - last_line > _SECONDS_BETWEEN_LINES and done:
+                last_line = now
+                left = "" if images is None else f", {duration((now - start) / done * (images - done))} left"
+                say(f"{name}: {summary(done, now - start)}{left}.", console)
     say(f"{name}: {summary(done, time.perf_counter() - start)}.", console)
 
 

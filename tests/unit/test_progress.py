@@ -25,6 +25,19 @@ def test_a_log_file_gets_two_plain_lines(capsys: pytest.CaptureFixture[str]) -> 
     assert re.fullmatch(r"Pass: 5 images in [\d.]+ s, [\d.]+ images/s\.", second)
 
 
+def test_a_log_file_is_told_how_far_a_long_phase_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 40))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
+    assert _lengths(["aaaa"] * 5, visible=True) == ["aaaa"] * 5
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:-1] == [
+        "Pass: 8 images in 80.0 s, 0.1 images/s, 0:02:00 left.",
+        "Pass: 16 images in 0:02:40, 0.1 images/s, 40.0 s left.",
+    ]
+
+
 def test_nothing_is_shown_to_those_who_do_not_want_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert _lengths(["aaa"], visible=False) == ["aaa"]
     with progress.step("Export", visible=False):

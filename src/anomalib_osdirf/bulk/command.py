@@ -58,7 +58,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     except RayError as error:
         return fail(program, str(error))
     except OSError as error:
-        return fail(program, f"--output {str(options.output)!r} can't be written ({error.strerror or error}).")
+        return fail(program, f"{error.filename or options.output}: {error.strerror or error}.")
     if options.quiet and totals.errors:
         fail(program, f"{totals.errors} of {totals.images} images have an error, see {options.output}.")
     return 0 if totals.scored else 1
@@ -109,6 +109,8 @@ def _run(options: argparse.Namespace) -> "Totals":
         msg = f"--output {str(options.output)!r} does not end in .parquet, which is what it becomes."
         raise _OptionError(msg)
     scorer = load_scorer(model)  # a worker would say less clearly what is wrong with it
+    name = f"{scorer.name}, {scorer.kind}, {model}"
+    del scorer
     maps = None if options.maps is None else str(options.maps.absolute())
     store = Store(options.output.absolute(), {"model": _digest(model), "maps": maps}, options.save_every)
     with step("Listing images", visible):
@@ -120,14 +122,13 @@ def _run(options: argparse.Namespace) -> "Totals":
     with step(f"Writing {options.output}", visible):
         totals = store.merge()
     if visible:
-        name = f"{scorer.name}, {scorer.kind}, {model}"
         box("Scoring finished", _lines(name, scored, totals, options))
     return totals
 
 
 def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Namespace) -> str:
     """Score images into a store, and say how it went."""
-    from anomalib_osdirf.bulk.pipeline import score, started
+    from anomalib_osdirf.bulk.pipeline import RayError, score, started
 
     visible = not options.quiet
     with started(options.address, options.verbose, visible) as cpus:
@@ -136,13 +137,17 @@ def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Nam
             where = "this machine has" if options.address is None else "the cluster has"
             msg = f"--workers {workers} with --cpus {options.cpus} needs {workers * options.cpus} CPUs; {where} {cpus}."
             raise _OptionError(msg)
-        start = time.perf_counter()
+        start, done = time.perf_counter(), 0
         rows = score([os.fsencode(path) for path in pending], job, workers, options.verbose)
         try:
             for table in phase("Scoring", rows, len(pending), visible, lambda table: table.num_rows):
                 store.add(table)
+                done += table.num_rows
         finally:
             store.flush()
+        if done < len(pending):
+            msg = f"Ray lost {len(pending) - done} images; the same command goes on where it was."
+            raise RayError(msg)
         speed = summary(len(pending), time.perf_counter() - start)
     return f"{speed}, {workers} {'worker' if workers == 1 else 'workers'}"
 

@@ -151,7 +151,8 @@ def _set_environment(address: str | None, verbose: bool) -> None:
     """Say to Ray what it reads from the environment, most of it when it is first imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
-        # A token for this run alone; Ray would keep one in the home folder.
+        # For this run alone, and keeps others on this machine out; Ray would leave a token in the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Whatever its name says, on every system it decides between the loopback address and all others.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
