@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,17 @@ MakeEngine = Callable[..., Engine]
 ARGUMENTS: dict[str, Any] = {"seed": 0, "max_steps": 7, "checkpoint_every_n_steps": 2, "cache_memory_gb": 0.0}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute as the forks do: other threads don't come along, and sums of several are in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed(one_thread: None, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """State of a training that nobody interrupted."""
     root = tmp_path_factory.mktemp("undisturbed")
     model = OSDIRF(**{**TINY, **ARGUMENTS, "pre_processor": pre_processor()})
@@ -54,7 +63,6 @@ def _killed(train: Callable[[], None], owner: Any, name: str, call: int, die: Ca
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
-        torch.set_num_threads(1)  # other threads did not come along
         original, count = getattr(owner, name), itertools.count(1)
 
         def function(*args: Any, **kwargs: Any) -> Any:
