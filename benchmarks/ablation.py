@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from anomalib_osdirf.data import SyntheticSurfaces
 from anomalib_osdirf.data.synthetic_surfaces import CATEGORIES
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import PositionGaussian, build_density
+from anomalib_osdirf.density import BlockGaussian, build_density
 from anomalib_osdirf.diffusion import inverse_residual_field
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_diffusion import warmup_cosine
@@ -229,7 +229,7 @@ def negative_log_densities(training: Tensor, test: Tensor, density: str) -> tupl
 @torch.no_grad()
 def details_map(network: OSDIRFModel, training: Tensor, test: Tensor) -> Tensor:
     """Negative log density of the test images' features on the finer grid, shape ``(N, h, w)``, nats."""
-    density = PositionGaussian(network.whitening.out_channels, _DETAILS_GRID)
+    density = BlockGaussian(network.whitening.out_channels, _DETAILS_GRID)
     density.fit(network.whitening(part.float()) for part in training.split(32))
     return torch.cat([density(network.whitening(part.float())) for part in test.split(32)])
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian densities of the inverse residual field, and image scores from the map they give."""
 
+from anomalib_osdirf.density.block import BlockGaussian
 from anomalib_osdirf.density.gaussian import (
     DENSITIES,
     Density,
@@ -15,6 +16,7 @@ from anomalib_osdirf.density.score import IMAGE_SCORES, StandardisedSum, image_s
 __all__ = [
     "DENSITIES",
     "IMAGE_SCORES",
+    "BlockGaussian",
     "Density",
     "DiagonalGaussian",
     "PositionGaussian",

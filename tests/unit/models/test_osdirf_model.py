@@ -47,16 +47,16 @@ def _fitted(images: torch.Tensor, **arguments: Any) -> OSDIRFModel:
 @torch.no_grad()
 def test_map_is_the_sum_of_both_negative_log_densities() -> None:
     images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    both, field = _fitted(images, map_grid_size=6), _fitted(images)
+    both, field = _fitted(images, map_grid_size=7), _fitted(images)
     maps = both.backbone.fine(both.backbone.maps(images), 6)
-    vectors = both.whitening(maps).flatten(2).permute(2, 0, 1).double()  # (36, 12, 5)
+    vectors = both.whitening(maps).flatten(2).permute(2, 0, 1).double()  # (49, 12, 5)
     expected = []
     for position in vectors:
         covariance = np.cov(position.T, bias=True)
         shrinkage = float(oas_shrinkage(torch.from_numpy(covariance), 12))
         covariance = (1 - shrinkage) * covariance + (shrinkage * np.trace(covariance) / 5 + 1e-6) * np.eye(5)
         expected.append(-multivariate_normal(position.mean(dim=0).numpy(), covariance).logpdf(position.numpy()))
-    grid = torch.from_numpy(np.stack(expected, axis=1)).float().unflatten(1, (6, 6))
+    grid = torch.from_numpy(np.stack(expected, axis=1)).float().unflatten(1, (7, 7))
     difference = both(images).anomaly_map - field(images).anomaly_map
     torch.testing.assert_close(difference, upsampled(grid[:, None], (64, 64)), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(both(images).pred_score, field(images).pred_score)

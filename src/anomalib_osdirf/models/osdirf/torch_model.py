@@ -11,7 +11,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import Density, PositionGaussian, StandardisedSum, image_score
+from anomalib_osdirf.density import BlockGaussian, Density, StandardisedSum, image_score
 from anomalib_osdirf.diffusion import STATES, check_timestep, inverse_residual_field
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
@@ -61,7 +61,7 @@ class OSDIRFModel(FeatureNetwork):
             msg = f"map_grid_size={map_grid_size} is not a positive number of positions; use 32, or null for none."
             raise ValueError(msg)
         self.feature_density = (
-            None if map_grid_size is None else PositionGaussian(self.whitening.out_channels, map_grid_size)
+            None if map_grid_size is None else BlockGaussian(self.whitening.out_channels, map_grid_size)
         )
         self.map_grid_size = map_grid_size
         self.timestep = timestep
