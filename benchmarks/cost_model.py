@@ -7,13 +7,15 @@
 Weights are random, which changes no cost. Operations are torch's count (a multiplication and an addition are two);
 bytes are those of weights, and of what goes into a part and comes out. The floor is the larger of operations by the
 measured rate of a large matrix product and bytes by the measured rate of a copy; caches can be faster than the second.
-Parts take turns, and so do the whole network and the bare backbone; times are medians.
+Parts take turns, and so do the whole network and the bare backbone; times are medians. InvAD is the same denoiser asked
+three times, as the paper has it. OpenVINO's are the same networks in float32, by its latency hint.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +24,41 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_osdirf.models.feature_network import upsampled
+from anomalib_osdirf.models.invad import InvADModel
 from anomalib_osdirf.models.osdirf import OSDIRFModel
 from anomalib_osdirf.models.osdirf.torch_model import DeployedOSDIRF
 
 WHOLE, BARE = "all", "bare backbone"
+INVAD, INVERSION = "InvAD", "InvAD's inversion"
 _SIZE = (256, 256)
 
 Part = tuple[str, Callable[[], Any], nn.Module | None, list[Tensor]]
 
 
-def build(arguments: argparse.Namespace, denoiser: str) -> DeployedOSDIRF:
-    """Build the network that scores."""
+def build(arguments: argparse.Namespace, denoiser: str) -> tuple[DeployedOSDIRF, nn.Module]:
+    """Build the networks that score, OSDIRF's and InvAD's."""
+    shared: dict[str, Any] = {
+        "backbone": arguments.backbone,
+        "layers": None,
+        "feature_dim": 96,
+        "grid_size": 16,
+        "denoiser": denoiser,
+        "prediction_type": "v_prediction",
+        "ema_decay": 0.999,
+    }
     torch.manual_seed(0)
     model = OSDIRFModel(
         timestep=80,
         state="scaled",
         image_score="max_top_k",
-        backbone=arguments.backbone,
-        layers=None,
-        feature_dim=96,
-        grid_size=16,
-        denoiser=denoiser,
-        prediction_type="v_prediction",
         density="position_full",
-        ema_decay=0.999,
         map_grid_size=arguments.map_grid_size or None,
+        **shared,
     )
-    return model.eval().deploy().eval()
+    invad = InvADModel(
+        num_inference_steps=3, timestep_spacing="paper", image_score="nll_diff", density="standard", **shared
+    )
+    return model.eval().deploy().eval(), invad.eval().deploy().eval()
 
 
 def parts(network: DeployedOSDIRF, batch: int) -> list[Part]:
@@ -114,6 +124,19 @@ def machine_rates() -> tuple[float, float]:
     return 2 * side**3 / seconds["product"], 2 * 4 * len(values) / seconds["copy"]
 
 
+def openvino_runs(networks: dict[str, nn.Module], images: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return runs of the same networks, compiled by OpenVINO for this number of images."""
+    import openvino
+
+    runs: dict[str, Callable[[], Any]] = {}
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    for name, network in networks.items():
+        converted = openvino.convert_model(torch.export.export(network, (images,)))
+        request = openvino.compile_model(converted, "CPU", options).create_infer_request()
+        runs[name] = partial(request.infer, [images.numpy()], share_inputs=True, share_outputs=True)
+    return runs
+
+
 def main() -> None:
     """Print a Markdown table for each denoiser and batch size, and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,6 +144,7 @@ def main() -> None:
     parser.add_argument("--denoisers", nargs="+", default=["mlp", "unet", "dit_s"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--map-grid-size", type=int, default=32, help="0 leaves the features' own density out")
+    parser.add_argument("--openvino", action="store_true", help="time OpenVINO's networks, too")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/cost_model.md"))
     arguments = parser.parse_args()
@@ -128,14 +152,21 @@ def main() -> None:
     machine = f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
     lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32"]
     for denoiser in arguments.denoisers:
-        network = build(arguments, denoiser)
+        network, invad = build(arguments, denoiser)
         for batch in arguments.batches:
             with torch.inference_mode():
                 every = parts(network, batch)
                 images = every[0][3][0]
+                z = every[3][3][0]
                 runs = {name: run for name, run, *_ in every}
-                runs |= {WHOLE: lambda: network(images), BARE: lambda: network.backbone.maps(images)}  # noqa: B023
-                seconds = medians(runs, max(3, arguments.rounds // batch))
+                runs |= {WHOLE: partial(network, images), BARE: partial(network.backbone.maps, images)}
+                runs |= {INVAD: partial(invad, images), INVERSION: partial(invad.field, z)}
+                rounds = max(3, arguments.rounds // batch)
+                seconds = medians(runs, rounds)
+                compiled: dict[str, float] = {}
+                if arguments.openvino:
+                    networks = {WHOLE: network, BARE: network.backbone.network, INVAD: invad}
+                    compiled = medians(openvino_runs(networks, images), rounds)
                 costs = {part[0]: (operations_of(part), bytes_of(part)) for part in every}
             costs[WHOLE] = tuple(map(sum, zip(*costs.values(), strict=True)))
             lines += [
@@ -152,7 +183,14 @@ def main() -> None:
                     f"{1000 * seconds[name] / batch:.2f} | {1000 * floor / batch:.2f} | "
                     f"{seconds[name] / seconds[WHOLE]:.0%} |"
                 )
-            lines += ["", f"{seconds[WHOLE] / seconds[BARE]:.2f} times the bare backbone."]
+            lines.append("")
+            for engine, times in {"torch": seconds, "OpenVINO": compiled}.items():
+                if times:
+                    relative = f"{times[WHOLE] / times[BARE]:.2f} times the bare backbone"
+                    more = f"InvAD takes {times[INVAD] / times[WHOLE]:.2f} times as long"
+                    lines.append(f"{engine}: {1000 * times[WHOLE] / batch:.1f} ms, {relative}; {more}.")
+            inversion = seconds[INVERSION] / seconds["denoiser"]
+            lines.append(f"InvAD's inversion takes {inversion:.2f} times as long as the denoiser's one evaluation.")
     text = "\n".join(lines) + "\n"
     print(text)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

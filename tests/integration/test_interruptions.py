@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -75,7 +76,9 @@ def _killed(train: Callable[[], None], owner: Any, name: str, call: int, die: Ca
         os._exit(0)
     except SystemExit as end:
         os._exit(int(str(end.code)))
-    finally:
+    except BaseException:  # noqa: BLE001 - a fork must never go on with the tests
+        traceback.print_exc()
+        sys.stderr.flush()
         os._exit(1)
 
 
@@ -119,8 +122,8 @@ def test_killed_and_resumed(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     status = _killed(lambda: engine().fit(tiny(**ARGUMENTS), datamodule=folder()), owner, name, call, die)
-    # 143 by Lightning's handler of SIGTERM; a fork without the threads of libraries loaded before may crash after that.
-    assert status in {-signal.SIGKILL, -signal.SIGTERM, 143, -signal.SIGSEGV}
+    # 143 by Lightning's handler of SIGTERM.
+    assert status in {-signal.SIGKILL, -signal.SIGTERM, 143}
     assert list((tmp_path / "tmp").iterdir()) == []
     found = {file.name: file for file in tmp_path.rglob("*.ckpt")}
     for file in found.values():

@@ -53,16 +53,18 @@ class BlockGaussian(PositionGaussian):
         return self.from_blocks(self.log_normaliser.unsqueeze(1).expand(-1, self.side**2))
 
     def map(self, field: Tensor) -> Tensor:
-        """See :meth:`Density.map`; all is computed before the transposition, or OpenVINO forgets its precision."""
-        distance = self.whitened(field).square().sum(dim=3)
-        nll = self.from_blocks(0.5 * distance + self.log_normaliser[:, None, None])
-        return nll.T.unflatten(1, (1, *field.shape[-2:]))
+        """See :meth:`Density.map`; all is computed before it is reordered, or OpenVINO forgets its precision."""
+        nll = 0.5 * self._block_distances(field) + self.log_normaliser[:, None]
+        return self._in_rows(nll).unflatten(1, (1, *field.shape[-2:]))
+
+    def squared_distance(self, field: Tensor) -> Tensor:
+        """See :meth:`Density.squared_distance`."""
+        return self._in_rows(self._block_distances(field))
 
     def whitened(self, field: Tensor) -> Tensor:
-        """Return fields ``(B, D, h, w)`` without mean and covariance in G blocks of n: shape ``(G, n, B, D)``."""
+        """Return fields ``(B, D, h, w)`` without mean and covariance, in G blocks of n: shape ``(G, n B, D)``."""
         vectors = self.to_blocks(field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1))
-        whitened = torch.bmm(vectors.flatten(1, 2), self.whitener.transpose(1, 2))
-        return whitened.unflatten(1, vectors.shape[1:3])
+        return torch.bmm(vectors.flatten(1, 2), self.whitener.transpose(1, 2))
 
     def to_blocks(self, values: Tensor) -> Tensor:
         """Bring what each of P = G n positions has, shape ``(P, ...)``, into G blocks of n: shape ``(G, n, ...)``."""
@@ -74,9 +76,13 @@ class BlockGaussian(PositionGaussian):
         rows = values.unflatten(1, (self.side, self.side)).unflatten(0, (self.blocks, self.blocks)).transpose(1, 2)
         return rows.flatten(0, 3)
 
-    def _squared_distance(self, field: Tensor) -> Tensor:
-        """Squared Mahalanobis distances, shape ``(h w, B)``."""
-        return self.from_blocks(self.whitened(field).square().sum(dim=3))
+    def _block_distances(self, field: Tensor) -> Tensor:
+        """Squared Mahalanobis distances, shape ``(G, n B)``."""
+        return self.whitened(field).square().sum(dim=2)
+
+    def _in_rows(self, values: Tensor) -> Tensor:
+        """Bring values ``(G, n B)`` into the order of the field's positions, shape ``(B, P)``."""
+        return self.from_blocks(values.unflatten(1, (self.side**2, -1))).T
 
     def _block_moments(self, moments: StreamingMoments) -> StreamingMoments:
         """Return moments with each position's mean, and each block's mean scatter."""
@@ -107,7 +113,7 @@ class BlockLeaveOneOut(LeaveOneOut):
     def _distance_and_log_determinant(self, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return squared distances, and log det (1 - c K), both ``(B, P)``."""
         around = cast("BlockGaussian", self.around)
-        vectors = around.whitened(field.double()).transpose(1, 2)  # (G, B, n, D)
+        vectors = around.whitened(field.double()).unflatten(1, (around.side**2, -1)).transpose(1, 2)  # (G, B, n, D)
         products = vectors @ vectors.mT
         size = products.shape[-1]
         share = torch.as_tensor(self.share, device=field.device).reshape(-1, 1, 1, 1)

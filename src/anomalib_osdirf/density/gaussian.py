@@ -377,7 +377,7 @@ class PositionGaussian(Density):
 
     def _squared_distance(self, field: Tensor) -> Tensor:
         """Squared Mahalanobis distances, shape ``(h w, B)``."""
-        vectors = field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1)  # (P, B, D)
+        vectors = (field.flatten(2).permute(2, 0, 1) - self.mean.unsqueeze(1)).contiguous()  # (P, B, D)
         whitened = torch.bmm(vectors, self.whitener.transpose(1, 2))
         return whitened.square().sum(dim=2)
 

@@ -19,6 +19,7 @@ from anomalib_osdirf.features.filter_bank import FilterBank
 
 FILTER_BANK = "filter_bank"
 _DEFAULT_MAX_STRIDE = 16
+_IMAGES_AT_ONCE = 4  # on a CPU
 
 
 class Backbone(nn.Module):
@@ -81,8 +82,13 @@ class Backbone(nn.Module):
                 "stride, or a larger Resize in the pre-processor."
             )
             raise ValueError(msg)
-        maps: list[Tensor] = self.network(images)
-        return maps
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            maps: list[Tensor] = self.network(images)
+            return maps
+        # Large batches fall out of a processor's caches, and channels last suit its convolutions.
+        few = images.contiguous(memory_format=torch.channels_last).split(_IMAGES_AT_ONCE)
+        parts = [self.network(part) for part in few]
+        return [torch.cat(part) for part in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
     def coarse(self, maps: list[Tensor]) -> Tensor:
         """Average the maps of all layers onto the grid of the coarsest one, shape ``(B, C, H / s, W / s)``."""

@@ -121,6 +121,12 @@ def test_bad_arguments(arguments: tuple, message: str) -> None:
         build_backbone(*arguments)
 
 
+def test_few_images_at_a_time_are_as_all_at_once() -> None:
+    backbone, images = build_backbone(NAME, None, 2), torch.rand(9, 3, 64, 64)
+    for few, all_at_once in zip(backbone.maps(images), backbone.network(images), strict=True):
+        torch.testing.assert_close(few, all_at_once, rtol=1e-5, atol=1e-5)
+
+
 def test_finer_grid_averages_large_maps_and_interpolates_small_ones() -> None:
     backbone = build_backbone("test_efficientnet", None, 2)
     maps = backbone.maps(torch.rand(1, 3, 64, 64))

@@ -48,7 +48,7 @@ def _fitted(images: torch.Tensor, **arguments: Any) -> OSDIRFModel:
 def test_map_is_the_sum_of_both_negative_log_densities() -> None:
     images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     both, field = _fitted(images, map_grid_size=7), _fitted(images)
-    maps = both.backbone.fine(both.backbone.maps(images), 6)
+    maps = both.backbone.fine(both.backbone.maps(images), 7)
     vectors = both.whitening(maps).flatten(2).permute(2, 0, 1).double()  # (49, 12, 5)
     expected = []
     for position in vectors:
