@@ -124,15 +124,10 @@ class PositionMixture(SeveralKinds, FittedDensity):
         if self.num_clusters == AUTO:
             centres = [described[labels == index].mean(dim=0) for index in range(count)]
             kinds = processes.first(joined_where_likelier(halves, centres, self._build()))
-        self._set(
-            [
-                reduce(
-                    StreamingMoments.merged,
-                    [part for index in (kinds == kind).nonzero().flatten().tolist() for part in halves[index]],
-                )
-                for kind in range(int(kinds.max()) + 1)
-            ]
-        )
+        joined = [StreamingMoments() for _ in kinds.unique()]
+        for kind, (even, odd) in zip(kinds.tolist(), halves, strict=True):
+            joined[kind] = joined[kind].merged(even).merged(odd)
+        self._set(joined)
 
     def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> Callable[[], Density]:
         """See :meth:`FittedDensity.fit`: the Gaussians of each kind, on the images that choose it.
