@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from anomalib_osdirf.density import PositionGaussian, StandardisedSum, image_score
+from anomalib_osdirf.density import BlockGaussian, PositionGaussian, StandardisedSum, image_score
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments
 
 BANK = 64
@@ -94,7 +94,7 @@ def main() -> None:
         details.update(batch.flatten(2).permute(2, 0, 1))
     whitening = PCAWhitening(arguments.channels, arguments.feature_dim)
     whitening.fit(moments)
-    map_density = PositionGaussian(arguments.feature_dim, arguments.map_grid_size)
+    map_density = BlockGaussian(arguments.feature_dim, arguments.map_grid_size)
     map_density.fit_moments(details.affine(whitening.weight, whitening.bias), StreamingMoments())
 
     density, score = PositionGaussian(arguments.feature_dim, arguments.grid_size), StandardisedSum(2)

@@ -65,6 +65,16 @@ class Processes:
         """Return the mean of all processes' values, without gradient."""
         return self.add(values.detach().clone()) / self.count
 
+    def first(self, values: Tensor) -> Tensor:
+        """Return the first process's values, where rounding must not decide in each for itself."""
+        return self.add(values if self.rank == 0 else torch.zeros_like(values))
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return the rows of all images, in their order, of which each process has its own images'."""
+        everything = values.new_zeros(int(self.add(torch.tensor(len(values)))), *values.shape[1:])
+        everything[self.rank :: self.count] = values
+        return self.add(everything)
+
     def exchange(self, values: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Send rows to every process and receive theirs.
 

@@ -97,7 +97,7 @@ def test_checkpoint_with_a_noise_field_loads_as_invad_and_back(
         (OSDIRF, {"denoiser": "none"}, "denoiser=none takes the features themselves as the field, not state='scaled'"),
         (InvAD, {"denoiser": "none"}, "denoiser=none leaves InvAD nothing to invert with"),
         (OSDIRF, {"density": "standard", "shrinkage": 0.5}, r"shrinkage=0\.5 needs density=position_full"),
-        (InvAD, {"shrinkage": "auto"}, "shrinkage='auto' needs density=position_full, not standard"),
+        (InvAD, {"shrinkage": "auto"}, "shrinkage='auto' needs density=position_full or mixture_full, not standard"),
     ],
 )
 def test_arguments_that_do_not_go_together(model_class: Any, arguments: dict[str, Any], match: str) -> None:

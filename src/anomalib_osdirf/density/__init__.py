@@ -4,24 +4,31 @@
 
 from anomalib_osdirf.density.block import BlockGaussian
 from anomalib_osdirf.density.gaussian import (
-    DENSITIES,
     Density,
     DiagonalGaussian,
+    FittedDensity,
+    Gaussian,
     PositionGaussian,
     StandardGaussian,
-    build_density,
 )
-from anomalib_osdirf.density.score import IMAGE_SCORES, StandardisedSum, image_score
+from anomalib_osdirf.density.mixture import PositionMixture
+from anomalib_osdirf.density.registry import DENSITIES, MIXTURE, build_density
+from anomalib_osdirf.density.score import IMAGE_SCORES, StandardisedSum, SumByKind, image_score
 
 __all__ = [
     "DENSITIES",
     "IMAGE_SCORES",
+    "MIXTURE",
     "BlockGaussian",
     "Density",
     "DiagonalGaussian",
+    "FittedDensity",
+    "Gaussian",
     "PositionGaussian",
+    "PositionMixture",
     "StandardGaussian",
     "StandardisedSum",
+    "SumByKind",
     "build_density",
     "image_score",
 ]

@@ -34,13 +34,13 @@ class BlockGaussian(PositionGaussian):
         self.register_buffer("log_normaliser", torch.zeros(self.blocks**2))
 
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
-        """See :meth:`Density.fit_moments`."""
+        """See :meth:`Gaussian.fit_moments`."""
         blocks = self._block_moments(even.merged(odd))
         super().fit_moments(blocks, StreamingMoments())
 
     def leave_one_out(self, moments: StreamingMoments) -> Density:
-        """See :meth:`Density.leave_one_out`; the shrinkage stays that of all images."""
-        intensity, variance = self._shrinking
+        """See :meth:`Gaussian.leave_one_out`; the shrinkage stays that of all images."""
+        intensity, variance = self.shrinking
         around = copy.deepcopy(self).double()
         grown = moments.count / (moments.count - 1)
         covariance = self._block_moments(moments).covariance()
@@ -49,7 +49,7 @@ class BlockGaussian(PositionGaussian):
 
     @property
     def normaliser(self) -> Tensor:
-        """See :attr:`Density.normaliser`."""
+        """See :attr:`Gaussian.normaliser`."""
         return self.from_blocks(self.log_normaliser.unsqueeze(1).expand(-1, self.side**2))
 
     def map(self, field: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class BlockLeaveOneOut(LeaveOneOut):
     def map(self, field: Tensor) -> Tensor:
         """See :meth:`Density.map`; the field must be that of images of the fit."""
         distance, log_determinant = self._distance_and_log_determinant(field)
-        nll = 0.5 * (distance + log_determinant) + self.normaliser
+        nll = 0.5 * (distance + log_determinant) + self.around.normaliser
         return nll.unflatten(1, (1, *field.shape[-2:])).to(field.dtype)
 
     def squared_distance(self, field: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from math import log, pi
 from typing import Any
 
@@ -17,7 +18,6 @@ from anomalib_osdirf.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
-DENSITIES = ("standard", "channel", "position", "position_full")
 SHRINKAGES = ("oas", "auto")
 
 # Keeps the factorisation alive where a position never varies (identical training images), far below real variances.
@@ -103,7 +103,7 @@ def likeliest_shrinkage(halves: tuple[StreamingMoments, StreamingMoments]) -> fl
 
 
 class Density(nn.Module, ABC):
-    """A Gaussian over the field's channels at every position of the grid.
+    """What fields are scored by: a Gaussian over their channels at every position of the grid.
 
     ``num_images`` counts the training images that it was fitted on; 0 means never fitted. It is part of the state
     dict, so that a checkpoint knows whether it can score.
@@ -121,55 +121,14 @@ class Density(nn.Module, ABC):
         """Restore what :meth:`get_extra_state` returned."""
         self.num_images = state["num_images"]
 
-    def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> StreamingMoments:
-        """Fit the Gaussian in one pass.
+    def choose(self, field: Tensor) -> Tensor | None:
+        """Return the number of the Gaussians that each image is scored by, shape ``(B,)``, where there are several.
 
         Args:
-            fields: The training images' fields in batches, shape ``(B, D, h, w)`` each.
-            processes: Who has the fields of the other images.
-
-        Returns:
-            Moments of the fields at each position, ``mean`` of shape ``(h w, D)``.
+            field: Shape ``(B, D, h, w)``.
         """
-        halves = StreamingMoments(), StreamingMoments()
-        number = processes.rank
-        for field in fields:
-            vectors = field.flatten(2).permute(2, 0, 1)
-            numbers = number + processes.count * torch.arange(field.shape[0], device=field.device)
-            for parity, half in enumerate(halves):
-                half.update(vectors[:, numbers % 2 == parity])
-            number += processes.count * field.shape[0]
-        even, odd = (half.pooled(processes) for half in halves)
-        self.fit_moments(even, odd)
-        moments = even.merged(odd)
-        self.num_images = moments.count
-        return moments
-
-    @abstractmethod
-    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
-        """Fit the Gaussian.
-
-        Args:
-            even: Moments of every other training image's field from the first on, ``mean`` of shape ``(P, D)`` for
-                P = h w positions.
-            odd: Those of the rest.
-        """
-
-    def leave_one_out(self, moments: StreamingMoments) -> "Density":
-        """Return a density for the images that this one was just fitted on, each as if left out of the fit.
-
-        What is fitted on all positions together is kept: one image is next to nothing of it.
-
-        Args:
-            moments: What :meth:`fit` returned.
-        """
-        del moments
-        return self
-
-    @property
-    @abstractmethod
-    def normaliser(self) -> Tensor | float:
-        """Negative log density at the mean, in nats: a number, or of shape ``(P,)`` or ``(1,)``."""
+        del field
+        return None
 
     @abstractmethod
     def squared_distance(self, field: Tensor) -> Tensor:
@@ -180,6 +139,17 @@ class Density(nn.Module, ABC):
 
         Returns:
             Shape ``(B, h w)``.
+        """
+
+    @abstractmethod
+    def map(self, field: Tensor) -> Tensor:
+        """Negative log density in nats as an image of one channel.
+
+        Args:
+            field: Shape ``(B, D, h, w)``.
+
+        Returns:
+            Shape ``(B, 1, h, w)``.
         """
 
     def forward(self, field: Tensor) -> Tensor:
@@ -193,13 +163,75 @@ class Density(nn.Module, ABC):
         """
         return self.map(field).squeeze(1)
 
+
+class FittedDensity(Density):
+    """A density that can be fitted on training images."""
+
+    @abstractmethod
+    def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> Callable[[], Density]:
+        """Fit in one pass.
+
+        Args:
+            fields: The training images' fields in batches, shape ``(B, D, h, w)`` each.
+            processes: Who has the fields of the other images.
+
+        Returns:
+            What makes a density for these images, each as if it had been left out of the fit.
+        """
+
+
+class Gaussian(FittedDensity):
+    """A Gaussian at every position, the same for all images."""
+
+    def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> Callable[[], Density]:
+        """See :meth:`FittedDensity.fit`."""
+        halves = StreamingMoments(), StreamingMoments()
+        number = processes.rank
+        for field in fields:
+            vectors = field.flatten(2).permute(2, 0, 1)
+            numbers = number + processes.count * torch.arange(field.shape[0], device=field.device)
+            for parity, half in enumerate(halves):
+                half.update(vectors[:, numbers % 2 == parity])
+            number += processes.count * field.shape[0]
+        even, odd = (half.pooled(processes) for half in halves)
+        self.fit_moments(even, odd)
+        moments = even.merged(odd)
+        self.num_images = moments.count
+        return partial(self.leave_one_out, moments)
+
+    @abstractmethod
+    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
+        """Fit the Gaussian.
+
+        Args:
+            even: Moments of every other training image's field from the first on, ``mean`` of shape ``(P, D)`` for
+                P = h w positions.
+            odd: Those of the rest.
+        """
+
+    def leave_one_out(self, moments: StreamingMoments) -> Density:
+        """Return a density for the images that this one was just fitted on, each as if left out of the fit.
+
+        What is fitted on all positions together is kept: one image is next to nothing of it.
+
+        Args:
+            moments: Moments of all these images' fields.
+        """
+        del moments
+        return self
+
+    @property
+    @abstractmethod
+    def normaliser(self) -> Tensor | float:
+        """Negative log density at the mean, in nats: a number, or of shape ``(P,)`` or ``(1,)``."""
+
     def map(self, field: Tensor) -> Tensor:
-        """Negative log density in nats as an image of one channel, shape ``(B, 1, h, w)``."""
+        """See :meth:`Density.map`."""
         nll = 0.5 * self.squared_distance(field) + self.normaliser
         return nll.unflatten(1, (1, *field.shape[-2:]))
 
 
-class StandardGaussian(Density):
+class StandardGaussian(Gaussian):
     """The standard normal N(0, I): half the squared length of the field, up to a constant.
 
     Args:
@@ -211,11 +243,11 @@ class StandardGaussian(Density):
         self.dim = dim
 
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
-        """See :meth:`Density.fit_moments`; N(0, I) has nothing to fit."""
+        """See :meth:`Gaussian.fit_moments`; N(0, I) has nothing to fit."""
 
     @property
     def normaliser(self) -> float:
-        """See :attr:`Density.normaliser`."""
+        """See :attr:`Gaussian.normaliser`."""
         return 0.5 * self.dim * log(2 * pi)
 
     def squared_distance(self, field: Tensor) -> Tensor:
@@ -223,7 +255,7 @@ class StandardGaussian(Density):
         return field.square().sum(dim=1).flatten(1)
 
 
-class DiagonalGaussian(Density):
+class DiagonalGaussian(Gaussian):
     """A Gaussian of independent channels: a mean and a variance for each, at each position or for all of them.
 
     Standardising is kept as scale * field + offset, the form that converters leave as it is.
@@ -244,7 +276,7 @@ class DiagonalGaussian(Density):
         self.register_buffer("log_normaliser", torch.zeros(num_positions))
 
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
-        """See :meth:`Density.fit_moments`."""
+        """See :meth:`Gaussian.fit_moments`."""
         moments = even.merged(odd)
         mean, variance = moments.mean, moments.covariance().diagonal(dim1=-2, dim2=-1)  # (P, D)
         if self.scale.shape[1] == 1:
@@ -261,7 +293,7 @@ class DiagonalGaussian(Density):
         self.log_normaliser.copy_(std.log().sum(dim=1) + 0.5 * mean.shape[1] * log(2 * pi))
 
     def leave_one_out(self, moments: StreamingMoments) -> Density:
-        """See :meth:`Density.leave_one_out`."""
+        """See :meth:`Gaussian.leave_one_out`."""
         if self.scale.shape[1] == 1:
             return self
         grown = moments.count / (moments.count - 1)
@@ -275,7 +307,7 @@ class DiagonalGaussian(Density):
 
     @property
     def normaliser(self) -> Tensor:
-        """See :attr:`Density.normaliser`."""
+        """See :attr:`Gaussian.normaliser`."""
         return self.log_normaliser
 
     def squared_distance(self, field: Tensor) -> Tensor:
@@ -283,7 +315,7 @@ class DiagonalGaussian(Density):
         return self.parts(field).sum(dim=1)
 
 
-class PositionGaussian(Density):
+class PositionGaussian(Gaussian):
     """A Gaussian with full covariance for each position, shrunk so that few images suffice.
 
     The mean is kept in any case. ``oas`` shrinks each position's covariance S towards trace(S) / D I, the intensity
@@ -319,10 +351,10 @@ class PositionGaussian(Density):
         self.register_buffer("log_normaliser", torch.zeros(positions))
 
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
-        """See :meth:`Density.fit_moments`. The inverse Cholesky factor is kept: scoring is one matrix product."""
+        """See :meth:`Gaussian.fit_moments`. The inverse Cholesky factor is kept: scoring is one matrix product."""
         moments = even.merged(odd)
-        self._shrinking = self._intensity(moments, (even, odd))
-        self.set_gaussian(moments.mean, shrunk(moments.covariance(), *self._shrinking))
+        self.shrinking = self._intensity(moments, (even, odd))
+        self.set_gaussian(moments.mean, shrunk(moments.covariance(), *self.shrinking))
 
     def set_gaussian(self, mean: Tensor, covariance: Tensor) -> None:
         """Set means ``(P, D)`` and covariances ``(P, D, D)``."""
@@ -350,8 +382,8 @@ class PositionGaussian(Density):
         return float(self.shrinkage), 1.0
 
     def leave_one_out(self, moments: StreamingMoments) -> Density:
-        """See :meth:`Density.leave_one_out`; the shrinkage stays that of all images."""
-        intensity, variance = self._shrinking
+        """See :meth:`Gaussian.leave_one_out`; the shrinkage stays that of all images."""
+        intensity, variance = self.shrinking
         around = copy.deepcopy(self).double()
         grown = moments.count / (moments.count - 1)
         around.set_gaussian(moments.mean, shrunk(grown * moments.covariance(), intensity, variance))
@@ -363,7 +395,7 @@ class PositionGaussian(Density):
 
     @property
     def normaliser(self) -> Tensor:
-        """See :attr:`Density.normaliser`."""
+        """See :attr:`Gaussian.normaliser`."""
         return self.log_normaliser
 
     def squared_distance(self, field: Tensor) -> Tensor:
@@ -403,14 +435,6 @@ class LeaveOneOut(Density):
         self.share = share
         self.num_images = count
 
-    def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
-        """See :meth:`Density.fit_moments`; this one comes fitted."""
-
-    @property
-    def normaliser(self) -> Tensor:
-        """See :attr:`Density.normaliser`, of the Gaussians that all images share."""
-        return self.around.normaliser
-
     def squared_distance(self, field: Tensor) -> Tensor:
         """See :meth:`Density.squared_distance`; the field must be that of images of the fit."""
         return self._distance_and_remainder(field)[0].to(field.dtype)
@@ -418,7 +442,7 @@ class LeaveOneOut(Density):
     def map(self, field: Tensor) -> Tensor:
         """See :meth:`Density.map`; the field must be that of images of the fit."""
         distance, remainder = self._distance_and_remainder(field)
-        nll = 0.5 * (distance + remainder.log().sum(dim=1)) + self.normaliser
+        nll = 0.5 * (distance + remainder.log().sum(dim=1)) + self.around.normaliser
         return nll.unflatten(1, (1, *field.shape[-2:])).to(field.dtype)
 
     def _distance_and_remainder(self, field: Tensor) -> tuple[Tensor, Tensor]:
@@ -428,31 +452,3 @@ class LeaveOneOut(Density):
         remainder = remainder.clamp_min(torch.finfo(torch.float64).eps)
         grown = (self.count / (self.count - 1)) ** 2
         return (grown * parts / remainder).sum(dim=1), remainder
-
-
-def build_density(name: str, dim: int, grid_size: int, shrinkage: float | str = "oas") -> Density:
-    """Build an unfitted density.
-
-    Args:
-        name: One of :data:`DENSITIES`.
-        dim: Channels of the field.
-        grid_size: Side of the grid.
-        shrinkage: That of :class:`PositionGaussian`.
-
-    Returns:
-        The density.
-
-    Raises:
-        ValueError: If the name or the shrinkage is unknown, or the density knows no shrinkage.
-    """
-    if name == "position_full":
-        return PositionGaussian(dim, grid_size, shrinkage)
-    if name not in DENSITIES:
-        msg = f"density={name!r} is unknown; use one of {', '.join(DENSITIES)}."
-        raise ValueError(msg)
-    if shrinkage != "oas":
-        msg = f"shrinkage={shrinkage!r} needs density=position_full, not {name}; leave shrinkage out."
-        raise ValueError(msg)
-    if name == "standard":
-        return StandardGaussian(dim)
-    return DiagonalGaussian(dim, 1 if name == "channel" else grid_size**2)

@@ -143,11 +143,11 @@ class Quantiser:
             more = [one for _, one in outputs if one is not None]
             if more:
                 details.update(torch.cat(more).flatten(2).permute(2, 0, 1))
-        moments = self.model.fit(lambda: fields)
+        left_out = self.model.fit(lambda: fields)
         if details.count:
             self.model.fit_details(details)
         if self._by_training:
-            with self.model.leaving_out(moments, details if details.count else None):
+            with self.model.leaving_out(left_out, details if details.count else None):
                 self._add_training_images(compiled)
             self.post_processor.fit("training")
 

@@ -4,7 +4,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from math import ceil, cos, pi
 from typing import Any
@@ -24,6 +24,7 @@ from anomalib_osdirf.data.feature_cache import (
     reason_not_to_cache,
 )
 from anomalib_osdirf.data.resumable import ResumableImageLoader, SharedDataModule, ahead, ordered
+from anomalib_osdirf.density import Density
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _SCORING_BATCH = 64
 # What is each model's own: arguments by their names, and the parts of the state by how their names begin.
-_READ_OUT_ARGUMENTS = ("density", "shrinkage", "image_score", "map_grid_size")
+_READ_OUT_ARGUMENTS = ("density", "num_clusters", "shrinkage", "image_score", "map_grid_size")
 _READ_OUT = ("model.density.", "model.feature_density.", "model.score.", "model.noise", "post_processor.")
 
 
@@ -251,6 +252,10 @@ class FeatureDiffusion(DiffusionTraining):
     def fit_scoring(self) -> None:
         """Fit density and score constants on the training images' fields, under the averaged denoiser."""
         network = self.model.deployed()
+        network.find_kinds(
+            lambda: (network.whitening(self._features(batch)) for batch in self._batches("Kinds of image")),
+            self.processes,
+        )
         fields = network.fit(
             lambda: (network.field_of(self._features(batch)) for batch in self._batches("Density fit")), self.processes
         )
@@ -276,7 +281,7 @@ class FeatureDiffusion(DiffusionTraining):
         return details
 
     def _fit_thresholds_left_out(
-        self, post_processor: FalseAlarmPostProcessor, fields: StreamingMoments, details: StreamingMoments | None
+        self, post_processor: FalseAlarmPostProcessor, fields: Callable[[], Density], details: StreamingMoments | None
     ) -> None:
         """Set thresholds from training images where validation images don't, each left out of the densities' fit."""
         if post_processor.choose_source(self, self.trainer.datamodule) != "training":

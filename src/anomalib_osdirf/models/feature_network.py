@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from anomalib_osdirf.denoisers import build_denoiser
 from anomalib_osdirf.denoisers.dit import DiTBlock
 from anomalib_osdirf.denoisers.ema import EMAUpdate
-from anomalib_osdirf.density import build_density
+from anomalib_osdirf.density import Density, FittedDensity, PositionMixture, StandardisedSum, SumByKind, build_density
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments, build_backbone
 from anomalib_osdirf.models.messages import NEVER_FITTED
@@ -39,6 +39,8 @@ class FeatureNetwork(nn.Module, ABC):
         ema_decay: Decay of the denoiser's exponential moving average.
         shrinkage: What its covariance is shrunk towards and how much, see
             :class:`~anomalib_osdirf.density.PositionGaussian`.
+        num_clusters: How many kinds of image a mixture tells apart, see
+            :class:`~anomalib_osdirf.density.PositionMixture`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -55,6 +57,7 @@ class FeatureNetwork(nn.Module, ABC):
         density: str,
         ema_decay: float,
         shrinkage: float | str = "oas",
+        num_clusters: int | str = "auto",
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -68,7 +71,11 @@ class FeatureNetwork(nn.Module, ABC):
         self._build_denoiser = partial(build_denoiser, denoiser, dim, grid_size, prediction_type)
         self.denoiser = self._build_denoiser()
         self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
-        self.density = build_density(density, dim, grid_size, shrinkage)
+        self.density = build_density(density, dim, grid_size, shrinkage, num_clusters)
+
+    def build_sum(self, num_terms: int) -> StandardisedSum | SumByKind:
+        """Build what sums the terms of an image's score, by constants of its kind where a mixture tells kinds apart."""
+        return (SumByKind if isinstance(self.density, PositionMixture) else StandardisedSum)(num_terms)
 
     @abstractmethod
     def deploy(self) -> "ReadOutNetwork":
@@ -205,6 +212,8 @@ class ReadOutNetwork(nn.Module, ABC):
     """
 
     details_size: int | None = None  # side of the grid of what the read-out looks at besides the field
+    density: Density
+    score: StandardisedSum | SumByKind
 
     def __init__(self, model: FeatureNetwork) -> None:
         super().__init__()
@@ -256,21 +265,66 @@ class ReadOutNetwork(nn.Module, ABC):
         """Return the field of backbone features on the grid, shape ``(B, C, h, w)``."""
         return self.field(self.whitening(features))
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> StreamingMoments:
-        """Fit the density on the fields of normal training images.
+    def find_kinds(self, z: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
+        """Find the kinds of image that a mixture tells apart, before :meth:`fit`; other densities have one.
+
+        Images are clustered by the means of their whitened features over all positions: the field knows less of kinds.
+
+        Args:
+            z: Returns the whitened features of all training images in batches ``(B, D, h, w)``, whenever it is called.
+            processes: Who has those of the other images.
+        """
+        if isinstance(self.density, PositionMixture):
+            self.density.cluster((one.mean(dim=(2, 3)) for one in z()), map(self.field, z()), processes)
+
+    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> Callable[[], Density]:
+        """Fit the density on the fields of normal training images, then the constants of an image score that has any.
+
+        Those of a mixture's kinds are fitted on images left out of their Gaussians, which suit the images of a small
+        kind far better than others of the same kind, those of a large one hardly.
 
         Args:
             fields: Returns the fields of all training images in batches ``(B, D, h, w)``, whenever it is called.
             processes: Who has the fields of the other images.
 
         Returns:
-            Moments of the fields at each position.
+            What makes a density for these images, each as if it had been left out of the fit.
         """
-        moments: StreamingMoments = self.density.fit(fields(), processes)
-        return moments
+        density, score = self.density, self.score
+        assert isinstance(density, FittedDensity)
+        left_out = density.fit(fields(), processes)
+        if isinstance(density, PositionMixture):
+            assert isinstance(score, SumByKind)
+            with self.leaving_out(left_out, None):
+                images = ((self.terms_of(field.float()), density.choose(field.float())) for field in fields())
+                score.fit(images, density.num_kinds, processes)
+        elif self.has_constants:
+            assert isinstance(score, StandardisedSum)
+            score.fit((self.terms_of(field.float()) for field in fields()), processes)
+        return left_out
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether the score's constants are fitted."""
+        return True
+
+    @abstractmethod
+    def terms_of(self, field: Tensor) -> Tensor:
+        """Return what the image score of fields ``(B, D, h, w)`` is summed of, shape ``(B, terms)``."""
+
+    def total(self, terms: Tensor, field: Tensor) -> Tensor:
+        """Return the image scores, shape ``(B,)``.
+
+        Args:
+            terms: What they are summed of, shape ``(B, terms)``.
+            field: The images' fields, shape ``(B, D, h, w)``, which tell their kinds where there are several.
+        """
+        kind = self.density.choose(field)
+        total: Tensor = self.score(terms) if kind is None else self.score(terms, kind)
+        return total
 
     @contextmanager
-    def leaving_out(self, fields: StreamingMoments, details: StreamingMoments | None) -> Iterator[None]:
+    def leaving_out(self, fields: Callable[[], Density], details: StreamingMoments | None) -> Iterator[None]:
         """Score training images as if each were left out of the densities' fit, as long as the context lasts.
 
         Args:
@@ -278,7 +332,7 @@ class ReadOutNetwork(nn.Module, ABC):
             details: What :meth:`fit_details` was given, if it was.
         """
         del details
-        kept, self.density = self.density, self.density.leave_one_out(fields)
+        kept, self.density = self.density, fields()
         try:
             yield
         finally:

@@ -64,13 +64,13 @@ def test_leaving_one_out_is_fitting_without_it(count: int) -> None:
     """Fewer images than dimensions, too; the shrinkage stays that of all images."""
     fields = _fields(count, 6, 4)
     density = BlockGaussian(6, 4)
-    left_out = density.leave_one_out(density.fit(fields.split(7)))
+    left_out = density.fit(fields.split(7))()
     for index in range(count):
         moments = StreamingMoments()
         moments.update(torch.cat([fields[:index], fields[index + 1 :]]).flatten(2).permute(2, 0, 1))
         without = BlockGaussian(6, 4)
         covariance = without.to_blocks(moments.covariance()).mean(dim=1)
-        without.set_gaussian(moments.mean, shrunk(covariance, *density._shrinking))
+        without.set_gaussian(moments.mean, shrunk(covariance, *density.shrinking))
         one = fields[index : index + 1]
         torch.testing.assert_close(left_out.map(one), without.map(one), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(left_out.squared_distance(one), without.squared_distance(one), rtol=1e-4, atol=1e-4)

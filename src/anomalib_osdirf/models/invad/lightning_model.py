@@ -41,11 +41,15 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         timestep_spacing: Timesteps at which the denoiser is asked: ``paper`` ([333, 666, 999] for three steps),
             ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``released``.
         density: Gaussian of the latent: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
-            channel; ``position``, with those for each position and channel; or ``position_full``, with a full
-            covariance for each position. Defaults to ``standard``.
-        shrinkage: How ``position_full`` shrinks its covariances S, so that few images suffice: ``oas``, towards a
-            multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or ``auto``, the number
-            under which held-out training images are likeliest. Defaults to ``oas``.
+            channel; ``position``, with those for each position and channel; ``position_full``, with a full covariance
+            for each position; or ``mixture_full``, the same for each of several kinds of training image, of which the
+            latent itself tells an image's, for one model of many categories. Defaults to ``standard``.
+        num_clusters: How many kinds ``mixture_full`` has, clusters of the training images; ``auto`` starts from 16 and
+            joins them where that makes held-out training images likelier. Defaults to ``auto``.
+        shrinkage: How ``position_full`` and ``mixture_full`` shrink their covariances S, so that few images suffice:
+            ``oas``, towards a multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or,
+            of ``position_full``, ``auto``, the number under which held-out training images are likeliest. Defaults to
+            ``oas``.
         image_score: What makes an image's score: ``nll``, the negative log density of the whole latent; ``diff``, the
             largest minus the smallest length at any position; or ``nll_diff``, their sum, each in standard deviations
             of the training images. Defaults to ``nll_diff``.
@@ -110,6 +114,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         num_inference_steps: int = 3,
         timestep_spacing: str | list[int] = "released",
         density: str = "standard",
+        num_clusters: int | str = "auto",
         shrinkage: float | str = "oas",
         image_score: str = "nll_diff",
         learning_rate: float = 1e-3,

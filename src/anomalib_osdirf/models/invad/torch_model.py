@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The read-out of InvAD: DDIM inversion in several steps, and the density of the latent that it ends at."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,8 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import StandardisedSum
 from anomalib_osdirf.diffusion import ddim_inversion, inversion_timesteps
-from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
-from anomalib_osdirf.processes import ALONE, Processes
 
 SCORE_TERMS = {"nll": ("nll",), "diff": ("diff",), "nll_diff": ("nll", "diff")}
 
@@ -49,7 +46,7 @@ class InvADModel(FeatureNetwork):
         super().__init__(**arguments)
         self.timesteps = timesteps
         self.image_score = image_score
-        self.score = StandardisedSum(len(SCORE_TERMS[image_score]))
+        self.score = self.build_sum(len(SCORE_TERMS[image_score]))
 
     def deploy(self) -> "DeployedInvAD":
         """See :meth:`FeatureNetwork.deploy`."""
@@ -75,12 +72,6 @@ class DeployedInvAD(ReadOutNetwork):
         """Latent z_T at the end of the inversion, in noise standard deviations."""
         return ddim_inversion(list(self.denoisers), z, self.abars)
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> StreamingMoments:
-        """Fit the density, then the constants of the image score."""
-        moments = super().fit(fields, processes)
-        self.score.fit((self._score_terms(self._distance(field)) for field in fields()), processes)
-        return moments
-
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""
         buffers = {**super().fitted_buffers(), **dict(self.score.named_buffers(prefix="score"))}
@@ -89,14 +80,19 @@ class DeployedInvAD(ReadOutNetwork):
 
     def read_out(self, field: Tensor, size: Sequence[int], details: Tensor | None = None) -> InferenceBatch:
         """Length of the latent at each position as a map (Mahalanobis, where the density is fitted), and one score."""
+        field = field.float()
         distance = self._distance(field)
         return InferenceBatch(
-            pred_score=self.score(self._score_terms(distance)),
+            pred_score=self.total(self._score_terms(distance), field),
             anomaly_map=upsampled(distance.unflatten(1, (1, *field.shape[-2:])), size),
         )
 
+    def terms_of(self, field: Tensor) -> Tensor:
+        """See :meth:`ReadOutNetwork.terms_of`."""
+        return self._score_terms(self._distance(field))
+
     def _distance(self, field: Tensor) -> Tensor:
-        return self.density.squared_distance(field.float()).sqrt()
+        return self.density.squared_distance(field).sqrt()
 
     def _score_terms(self, distance: Tensor) -> Tensor:
         """NLL of the whole latent, and largest minus smallest length of any position: shape ``(B, terms)``.

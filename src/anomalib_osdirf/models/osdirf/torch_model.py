@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network of OSD-IRF: image -> features -> one evaluation of the denoiser -> density -> map and score."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,10 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anomalib_osdirf.denoisers import fold
-from anomalib_osdirf.density import BlockGaussian, Density, StandardisedSum, image_score
+from anomalib_osdirf.density import BlockGaussian, Density, SumByKind, image_score
 from anomalib_osdirf.diffusion import STATES, check_timestep, inverse_residual_field
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
-from anomalib_osdirf.processes import ALONE, Processes
 
 SCORE_TERMS = {"max": ("max",), "top_k": ("top_k",), "mean": ("mean",), "max_top_k": ("max", "top_k")}
 _NOISE_SEED = 0
@@ -67,7 +66,7 @@ class OSDIRFModel(FeatureNetwork):
         self.timestep = timestep
         self.state = state
         self.image_score = image_score
-        self.score = StandardisedSum(len(SCORE_TERMS[image_score]))
+        self.score = self.build_sum(len(SCORE_TERMS[image_score]))
         noise = None
         if state == "noised":
             size = (self.whitening.out_channels, arguments["grid_size"], arguments["grid_size"])
@@ -103,12 +102,10 @@ class DeployedOSDIRF(ReadOutNetwork):
         """Inverse residual field, in noise standard deviations: one evaluation of the denoiser."""
         return inverse_residual_field(self.denoiser, z, self.abar, self.state, self.noise)
 
-    def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> StreamingMoments:
-        """Fit the density, then the constants of an image score of several terms; one term alone stays in nats."""
-        moments = super().fit(fields, processes)
-        if len(self.terms) > 1:
-            self.score.fit((self._score_terms(self.density(field.float())) for field in fields()), processes)
-        return moments
+    @property
+    def has_constants(self) -> bool:
+        """See :meth:`ReadOutNetwork.has_constants`; one term alone stays in nats, unless kinds differ in theirs."""
+        return len(self.terms) > 1 or isinstance(self.score, SumByKind)
 
     def _details(self, maps: list[Tensor]) -> Tensor | None:
         """Whitened features on the map's grid, shape ``(B, D, map_grid_size, map_grid_size)``."""
@@ -119,15 +116,15 @@ class DeployedOSDIRF(ReadOutNetwork):
 
     def fit_details(self, moments: StreamingMoments) -> None:
         """Fit the features' own density."""
-        assert self.feature_density is not None
+        assert isinstance(self.feature_density, BlockGaussian)
         self.feature_density.fit_moments(moments, StreamingMoments())
         self.feature_density.num_images = moments.count
 
     @contextmanager
-    def leaving_out(self, fields: StreamingMoments, details: StreamingMoments | None) -> Iterator[None]:
+    def leaving_out(self, fields: Callable[[], Density], details: StreamingMoments | None) -> Iterator[None]:
         """See :meth:`ReadOutNetwork.leaving_out`."""
         kept = self.feature_density
-        if kept is not None and details is not None:
+        if isinstance(kept, BlockGaussian) and details is not None:
             self.feature_density = kept.leave_one_out(details)
         try:
             with super().leaving_out(fields, details):
@@ -138,18 +135,23 @@ class DeployedOSDIRF(ReadOutNetwork):
     def fitted_buffers(self) -> dict[str, Tensor]:
         """See :meth:`ReadOutNetwork.fitted_buffers`."""
         details = dict(self.feature_density.named_buffers(prefix="feature_density")) if self.feature_density else {}
-        constants = dict(self.score.named_buffers(prefix="score")) if len(self.terms) > 1 else {}
+        constants = dict(self.score.named_buffers(prefix="score")) if self.has_constants else {}
         return {**super().fitted_buffers(), **details, **constants}
 
     def read_out(self, field: Tensor, size: Sequence[int], details: Tensor | None = None) -> InferenceBatch:
-        """Negative log densities in nats as a map, and one score of the field, in nats if it has one term."""
-        nll = self.density.map(field.float())
+        """Negative log densities in nats as a map, and one score of the field, a sum or, in nats, its one term."""
+        field = field.float()
+        nll = self.density.map(field)
         terms = self._score_terms(nll)
-        score = self.score(terms) if len(self.terms) > 1 else terms.squeeze(1)
+        score = self.total(terms, field) if self.has_constants else terms.squeeze(1)
         anomaly_map = upsampled(nll, size)
         if self.feature_density is not None and details is not None:
             anomaly_map = anomaly_map + upsampled(self.feature_density.map(details.float()), size)
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+
+    def terms_of(self, field: Tensor) -> Tensor:
+        """See :meth:`ReadOutNetwork.terms_of`; in nats."""
+        return self._score_terms(self.density.map(field))
 
     def _score_terms(self, nll: Tensor) -> Tensor:
         """Return what the image score is summed of, shape ``(B, terms)``, nats."""
