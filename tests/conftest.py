@@ -18,7 +18,7 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback
 
 from anomalib_osdirf import OSDIRF
-from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.telemetry import send_nothing
 from exactness import unclip
 from small_data import small_folder
@@ -54,6 +54,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, reason in reasons.items():
             if name in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def room_for_signals() -> None:
+    """Tests compile OpenVINO models in this process in many ways, and child processes end in it."""
+    make_room_for_signals()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,8 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Processors that announce instructions which then kill the process, as some virtual machines' do."""
+"""What OpenVINO does to a process for the sake of matrix instructions (AMX), and how the process survives it."""
 
+import ctypes
 import logging
 import os
 import subprocess
@@ -13,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "ONEDNN_MAX_CPU_ISA"
 WITHOUT_AMX = "AVX512_CORE_FP16"
+
+_DISABLED = 2  # SS_DISABLE
+_ROOM = 2**16
 
 # One INT8 and one bfloat16 matrix product, by the library that OpenVINO's CPU plugin computes with.
 _TRIAL = """
@@ -47,3 +51,24 @@ def avoid_broken_instructions() -> None:
             VARIABLE,
             WITHOUT_AMX,
         )
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def make_room_for_signals() -> None:
+    """Let signals be handled on this thread's own stack again; to be called after OpenVINO has compiled a model in it.
+
+    Where the processor has AMX, OpenVINO's CPU plugin (2026.4) sets a signal stack of the size that the kernel needs to
+    store the registers, and nothing more. Python's handlers are run on it: Ctrl-C, or the end of a child process, would
+    be a segmentation fault.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    present, none, library = _SignalStack(), _SignalStack(None, _DISABLED, 0), ctypes.CDLL(None)
+    library.sigaltstack(None, ctypes.byref(present))
+    if not present.flags & _DISABLED and present.size < _ROOM:
+        library.sigaltstack(ctypes.byref(none), None)

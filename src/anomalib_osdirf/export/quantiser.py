@@ -15,7 +15,7 @@ from anomalib.metrics import F1Score
 from torch import Tensor, nn
 
 from anomalib_osdirf.export import quantisation
-from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.export.openvino_precision import through_file
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.progress import phase
@@ -224,4 +224,6 @@ def _compile(network: Any) -> Any:  # noqa: ANN401
     """Compile a model as a deployer does, from its file."""
     import openvino
 
-    return openvino.compile_model(through_file(network), "CPU")
+    compiled = openvino.compile_model(through_file(network), "CPU")
+    make_room_for_signals()
+    return compiled

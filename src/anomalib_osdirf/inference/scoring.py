@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_osdirf.export.instructions import avoid_broken_instructions
+from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.post_processing.p_values import normalise, p_value
 from anomalib_osdirf.telemetry import send_nothing
 
@@ -122,6 +122,7 @@ class OpenVINOScorer(Scorer):
         except RuntimeError as error:
             msg = f"model {str(path)!r} can't be loaded by OpenVINO ({_first_line(error)}); export it again."
             raise ModelError(msg) from error
+        make_room_for_signals()
         shape = self._model.input(0).partial_shape
         self._size = _fixed_size([part.get_length() if part.is_static else None for part in shape])
 
