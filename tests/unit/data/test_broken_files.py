@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from anomalib.data import PredictDataset
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
@@ -64,7 +65,7 @@ def test_each_file_is_looked_at_once_until_it_changes(images: Path, monkeypatch:
 
 
 def test_data_sets_of_dataloaders_alone_and_in_lists(images: Path) -> None:
-    data, other = PredictDataset(images), TensorDataset()
+    data, other = PredictDataset(images), TensorDataset(torch.zeros(1))
     loaders: Any = [DataLoader(data), [DataLoader(other)], "nothing"]
     assert list(datasets_in(DataLoader(data))) == [data]
     assert list(datasets_in(loaders)) == [data, other]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_osdirf.data.reading import BrokenFileError
@@ -106,6 +106,7 @@ def test_shuffled_patches_beside_textures(textures: Path, monkeypatch: pytest.Mo
         assert least <= len(calls) <= most
 
 
+@settings(deadline=None)
 @given(height=st.integers(8, 40), width=st.integers(8, 40), per_side=st.integers(1, 8), seed=st.integers(0, 99))
 def test_shuffling_keeps_every_pixel_and_every_patch_whole(height: int, width: int, per_side: int, seed: int) -> None:
     image = torch.arange(float(3 * height * width)).view(3, height, width)

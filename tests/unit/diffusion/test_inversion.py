@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_osdirf.diffusion import (
@@ -43,6 +43,7 @@ def test_forward_process_matches_numpy() -> None:
     np.testing.assert_allclose(NoiseSchedule().add_noise(sample, noise, timesteps).numpy(), expected, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(pair=steps, seed=st.integers(0, 2**31))
 def test_inversion_step_is_predict_then_renoise(pair: tuple[int, int], seed: int) -> None:
     """The step equals: estimate the clean sample from z_s, then put it at t with the same predicted noise."""
@@ -55,6 +56,7 @@ def test_inversion_step_is_predict_then_renoise(pair: tuple[int, int], seed: int
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(pair=steps, seed=st.integers(0, 2**31), state=st.sampled_from(STATES))
 def test_finite_difference_of_a_step_is_the_field(pair: tuple[int, int], seed: int, state: str) -> None:
     """The definition of the field: whichever successor is taken, the residual is the predicted noise."""
@@ -89,6 +91,7 @@ def _tanh_denoiser(timestep: int, state: torch.Tensor) -> torch.Tensor:
     return torch.tanh(state) + timestep / 500
 
 
+@settings(deadline=None)
 @given(
     timesteps=st.lists(st.integers(0, 999), min_size=1, max_size=6, unique=True).map(sorted),
     seed=st.integers(0, 2**31),

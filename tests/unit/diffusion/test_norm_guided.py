@@ -4,7 +4,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_osdirf.diffusion import clean_estimate, norm_guided_estimate
@@ -23,6 +23,7 @@ def _noised(clean: np.ndarray, noise: np.ndarray, timestep: int) -> torch.Tensor
     return torch.tensor(np.sqrt(ABAR[timestep]) * clean + np.sqrt(1 - ABAR[timestep]) * noise)
 
 
+@settings(deadline=None)
 @given(t_n=small, t_b=big, strength=st.floats(0, 5), seed=seeds)
 def test_equals_the_equations_in_numpy(t_n: int, t_b: int, strength: float, seed: int) -> None:
     z_n, z_b, eps_n, eps_b = np.random.default_rng(seed).normal(size=(4, 2, 3, 2, 2))
@@ -37,6 +38,7 @@ def test_equals_the_equations_in_numpy(t_n: int, t_b: int, strength: float, seed
     np.testing.assert_allclose(result.numpy(), expected, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(t_n=small, t_b=big, strength=st.floats(0, 5), seed=seeds)
 def test_oracle_recovers_the_clean_sample(t_n: int, t_b: int, strength: float, seed: int) -> None:
     """With the true noise at both scales the guide is z_n itself, so the guidance changes nothing, however strong."""
@@ -55,6 +57,7 @@ def test_oracle_recovers_the_clean_sample(t_n: int, t_b: int, strength: float, s
     np.testing.assert_allclose(result.numpy(), clean, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(t_n=small, t_b=big, seed=seeds)
 def test_no_guidance_is_the_plain_clean_estimate(t_n: int, t_b: int, seed: int) -> None:
     z_n, z_b, eps_n, eps_b = torch.tensor(np.random.default_rng(seed).normal(size=(4, 5)))
@@ -71,6 +74,7 @@ def test_guidance_pulls_towards_the_estimate_from_the_big_scale() -> None:
     torch.testing.assert_close(result, torch.tensor([0.5], dtype=torch.float64))
 
 
+@settings(deadline=None)
 @given(t_n=small, t_b=big, seed=seeds)
 def test_estimates_are_clamped(t_n: int, t_b: int, seed: int) -> None:
     z_n, z_b, eps_n, eps_b = torch.tensor(100 * np.random.default_rng(seed).normal(size=(4, 20)))

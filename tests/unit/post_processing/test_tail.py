@@ -81,6 +81,7 @@ def test_equal_scores_keep_knots_apart(scores: list[float]) -> None:
     assert (np.diff(knots) > 0).all()
 
 
+@settings(deadline=None)
 @given(
     scores=st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=60).filter(lambda values: np.ptp(values) > 1e-3),
     rate=st.floats(0.25, 0.9),
@@ -98,6 +99,7 @@ def test_normalised_scores_keep_their_order_within_0_and_1(
     np.testing.assert_allclose(p_value(normalise(knots, knots), rate), rate ** np.array(EXPONENTS), rtol=1e-9)
 
 
+@settings(deadline=None)
 @given(rate=st.floats(1e-6, 0.999))
 def test_the_number_of_images_needed_is_the_smallest_that_supports_a_rate(rate: float) -> None:
     needed = images_needed(rate)
