@@ -178,16 +178,18 @@ def reason_not_to_reorder(dataloader: object) -> str | None:
     return None
 
 
-def ordered(dataloader: DataLoader, processes: Processes = ALONE) -> DataLoader:
+def ordered(dataloader: DataLoader, processes: Processes = ALONE, batch_size: int | None = None) -> DataLoader:
     """Return a dataloader over a process's share of the same data in its own order, each image once.
 
     Args:
         dataloader: The user's dataloader.
         processes: Who has the other images.
+        batch_size: Images in a batch; as many as in the user's where it is ``None``.
     """
-    assert dataloader.batch_size is not None
+    batch_size = batch_size or dataloader.batch_size
+    assert batch_size is not None
     numbers = processes.numbers(_length(dataloader))
-    return _with_batches(dataloader, BatchSampler(numbers, dataloader.batch_size, drop_last=False))
+    return _with_batches(dataloader, BatchSampler(numbers, batch_size, drop_last=False))
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -62,6 +62,9 @@ class ExactExport(ExportMixin, ABC):
     def check_fitted(self) -> None:
         """Raise an error if the model can't score yet."""
 
+    def check_graph(self) -> None:
+        """Raise an error if the model can't be made an ONNX or OpenVINO graph."""
+
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -120,6 +123,7 @@ class ExactExport(ExportMixin, ABC):
         kwargs.setdefault("opset_version", OPSET)
         if not hasattr(self.model, "deployed"):  # called by anomalib from within to_openvino
             return ExportMixin.to_onnx(self, Path(export_root), model_file_name, input_size, **kwargs)
+        self.check_graph()
 
         def export(root: Path) -> Path:
             with self._without_post_processor(unless=options.post_processor):
@@ -174,6 +178,7 @@ class ExactExport(ExportMixin, ABC):
         compression = compression_of(compression_type)
         need("openvino", "onnx", "onnxscript", *(["nncf"] if compression in _BY_NNCF else []))
         send_nothing()
+        self.check_graph()
         if compression in CALIBRATED and datamodule is None:
             msg = (
                 f"compression_type={compression.name} needs images to calibrate on, and datamodule is missing; "
@@ -268,7 +273,7 @@ class ExactExport(ExportMixin, ABC):
             "model": type(self).__name__,
             **values,
             **metadata.description(post_processor),
-            "image_size": _image_size(self.pre_processor),
+            "image_size": image_size_of(self.pre_processor),
             "trained": self._trained,
             "exported": metadata.now(),
             "versions": metadata.versions(),
@@ -304,7 +309,8 @@ class ExactExport(ExportMixin, ABC):
         return destination / model_path
 
 
-def _image_size(pre_processor: Any) -> list[int] | None:  # noqa: ANN401
+def image_size_of(pre_processor: Any) -> list[int] | None:  # noqa: ANN401
+    """Return the height and width that a pre-processor resizes to, ``None`` if it does not resize."""
     transform = getattr(pre_processor, "transform", None)
     parts = transform.transforms if isinstance(transform, v2.Compose) else [transform]
     sizes = [list(part.size) for part in parts if isinstance(part, v2.Resize) and part.size is not None]

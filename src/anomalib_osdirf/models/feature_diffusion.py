@@ -26,7 +26,9 @@ from anomalib_osdirf.data.feature_cache import (
 from anomalib_osdirf.data.resumable import ResumableImageLoader, SharedDataModule, ahead, ordered
 from anomalib_osdirf.density import Density
 from anomalib_osdirf.features import StreamingMoments
+from anomalib_osdirf.models import tiles
 from anomalib_osdirf.models.diffusion_training import MODEL_KEY, DiffusionTraining
+from anomalib_osdirf.models.exact_export import image_size_of
 from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork
 from anomalib_osdirf.models.several_processes import shards_weights
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
@@ -35,6 +37,7 @@ from anomalib_osdirf.progress import images_of
 logger = logging.getLogger(__name__)
 
 _SCORING_BATCH = 64
+_TILER_KEY = "osdirf_tiler"
 # What is each model's own: arguments by their names, and the parts of the state by how their names begin.
 _READ_OUT_ARGUMENTS = ("density", "num_clusters", "shrinkage", "image_score", "map_grid_size")
 _READ_OUT = ("model.density.", "model.feature_density.", "model.score.", "model.noise", "post_processor.")
@@ -90,18 +93,49 @@ class FeatureDiffusion(DiffusionTraining):
             raise ValueError(msg)
         dataloader = self.orderable_dataloader()
         if dataloader is None:
+            self._tiles_per_image("their order can't be changed")
             logger.info("Features are not cached but computed anew in every epoch.")
             return
-        self._image_loader = ordered(dataloader, self.processes)
+        self._image_loader = self._in_order(dataloader)
         reason = reason_not_to_cache(dataloader) if self.hparams["feature_cache"] else "feature_cache=false"
+        per_image = self._tiles_per_image(reason)
         if reason:
             logger.info("Features are not cached but computed anew in every epoch: %s.", reason)
             self.replace_dataloader(ResumableImageLoader(dataloader, self._seed, self.trained_batches, self.processes))
             return
         self._cached_loader = CachedFeatureLoader(
-            len(dataloader.dataset), dataloader.batch_size, self._seed, self.trained_batches, self.processes
+            per_image * len(dataloader.dataset), dataloader.batch_size, self._seed, self.trained_batches, self.processes
         )
         self.replace_dataloader(self._cached_loader)
+
+    def _in_order(self, dataloader: Any) -> DataLoader:  # noqa: ANN401
+        """Return a dataloader of this process's images in their order, large ones one by one."""
+        return ordered(dataloader, self.processes, None if self.model.tiler is None else 1)
+
+    def _tiles_per_image(self, not_cached: str | None) -> int:
+        """Count the tiles of a training image, 1 where it is not cut.
+
+        Args:
+            not_cached: Why features can't be computed once and for all, if they can't.
+
+        Raises:
+            ValueError: If there can be no training on tiles.
+        """
+        if self.model.tiler is None:
+            return 1
+        size, count = image_size_of(self.pre_processor), self.processes.count
+        reason = None
+        if not_cached:
+            reason = f"without the feature cache ({not_cached})"
+        elif count > 1:
+            reason = f"in {count} processes; use --trainer.devices 1"
+        elif size is None:
+            reason = "of images of unknown size; give the pre-processor a Resize to a height and a width"
+        if reason:
+            msg = f"TilerConfigurationCallback can't train on tiles {reason}."
+            raise ValueError(msg)
+        assert size is not None
+        return tiles.number_of_tiles(self.model.tiler, *size)
 
     def configure_model(self) -> None:
         """Share the denoiser's weights out among processes, where the strategy is Lightning's for that."""
@@ -136,8 +170,7 @@ class FeatureDiffusion(DiffusionTraining):
         """Backbone features on the grid, shape ``(B, C, h, w)``, of a batch of either kind."""
         if isinstance(batch, FeatureBatch):
             return batch.features
-        features: Tensor = self.model.extract_features(batch.image)
-        return features
+        return torch.cat([self.model.extract_features(some) for some in self.model.tiles_of(batch.image)])
 
     # ------------------------------------------------------------------ training
 
@@ -158,8 +191,9 @@ class FeatureDiffusion(DiffusionTraining):
         map_grid_size = self.hparams.get("map_grid_size")
         num_images = 0
         cache: FeatureCache | None = None
-        for batch in self._batches("Feature pass"):
-            maps = self.model.backbone.maps(batch.image)
+        batches = (some for batch in self._batches("Feature pass") for some in self.model.tiles_of(batch.image))
+        for images in batches:
+            maps = self.model.backbone.maps(images)
             unpooled = self.model.backbone.coarse(maps)
             features = self.model.backbone.pool(unpooled)
             if self._cached_loader is not None:
@@ -183,7 +217,12 @@ class FeatureDiffusion(DiffusionTraining):
         where = f"cached, {cache.describe()}" if cache is not None else "not cached"
         if self._cached_loader is not None:
             self._cached_loader.cache = cache
-        logger.info("Features of %d images: %s.", num_images, where)
+        logger.info("Features of %d %s: %s.", num_images, self._pieces, where)
+
+    @property
+    def _pieces(self) -> str:
+        """What features and densities are those of."""
+        return "images" if self.model.tiler is None else "tiles"
 
     @property
     def _has_denoiser(self) -> bool:
@@ -261,7 +300,9 @@ class FeatureDiffusion(DiffusionTraining):
         )
         details = self._fit_details(network)
         self._trained_as = None
-        logger.info("Density: %s, fitted on %d images.", self.hparams["density"], self.model.density.num_images)
+        logger.info(
+            "Density: %s, fitted on %d %s.", self.hparams["density"], self.model.density.num_images, self._pieces
+        )
         if isinstance(self.post_processor, FalseAlarmPostProcessor):
             self._fit_thresholds_left_out(self.post_processor, fields, details)
 
@@ -273,9 +314,10 @@ class FeatureDiffusion(DiffusionTraining):
         if details is None:
             details = StreamingMoments()
             for batch in self._batches("Map density fit"):
-                values = network.details_of(batch.image)
-                assert values is not None
-                details.update(values.flatten(2).permute(2, 0, 1))
+                for images in self.model.tiles_of(batch.image):
+                    values = network.details_of(images)
+                    assert values is not None
+                    details.update(values.flatten(2).permute(2, 0, 1))
             details = details.pooled(self.processes)
         network.fit_details(details)
         return details
@@ -354,7 +396,7 @@ class FeatureDiffusion(DiffusionTraining):
             self.check_fitted()
         datamodule.setup(TrainerFn.FITTING)
         self._leave_out_broken_files(TrainerFn.FITTING)
-        self._image_loader = ordered(datamodule.train_dataloader(), self.processes)
+        self._image_loader = self._in_order(datamodule.train_dataloader())
 
     @torch.no_grad()
     def _fit_thresholds(self) -> None:
@@ -377,6 +419,41 @@ class FeatureDiffusion(DiffusionTraining):
         self._cached_loader = self._image_loader = self._details = None
 
     # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how images are cut into tiles."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_TILER_KEY] = tiles.as_plain(self.model.tiler)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Cut images as in the training, where no callback says how.
+
+        Raises:
+            ValueError: If a training would go on with other tiles.
+        """
+        own, saved = self.model.tiler, checkpoint.get(_TILER_KEY)
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and tiles.as_plain(own) != saved:
+            msg = (
+                f"The training in ckpt_path is one on {tiles.described(tiles.from_plain(saved))}, not on "
+                f"{tiles.described(own)}; use the same TilerConfigurationCallback, or none if there was none."
+            )
+            raise ValueError(msg)
+        super().on_load_checkpoint(checkpoint)
+        self.model.tiler = own or tiles.from_plain(saved)
+
+    def check_graph(self) -> None:
+        """See :meth:`ExactExport.check_graph`.
+
+        Raises:
+            ValueError: If images are cut into tiles.
+        """
+        if self.model.tiler is not None:
+            msg = (
+                "A model on tiles can't be exported to ONNX or OpenVINO; use --export_type torch, or score with the "
+                "checkpoint."
+            )
+            raise ValueError(msg)
 
     def relatives(self) -> set[str]:
         """See :meth:`DiffusionTraining.relatives`."""

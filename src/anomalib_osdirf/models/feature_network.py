@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
+from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
@@ -21,8 +22,11 @@ from anomalib_osdirf.denoisers.ema import EMAUpdate
 from anomalib_osdirf.density import Density, FittedDensity, PositionMixture, StandardisedSum, SumByKind, build_density
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments, build_backbone
+from anomalib_osdirf.models import tiles
 from anomalib_osdirf.models.messages import NEVER_FITTED
 from anomalib_osdirf.processes import ALONE, Processes
+
+_TILES_AT_ONCE = 16
 
 
 class FeatureNetwork(nn.Module, ABC):
@@ -64,6 +68,7 @@ class FeatureNetwork(nn.Module, ABC):
             msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
             raise ValueError(msg)
         self._deployed: tuple[ReadOutNetwork] | None = None
+        self.tiler: Tiler | None = None
         self.backbone = build_backbone(backbone, layers, grid_size)
         self.whitening = PCAWhitening(self.backbone.out_channels, feature_dim)
         self.schedule = NoiseSchedule()
@@ -153,7 +158,22 @@ class FeatureNetwork(nn.Module, ABC):
         if self._deployed is None:
             # In a tuple, because it shares submodules and must not show up in the state dict.
             self._deployed = (self.deploy(),)
+        self._deployed[0].tiler = self.tiler
         return self._deployed[0]
+
+    def tiles_of(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the tiles of pre-processed images, some at a time, or the images where there is no tiler.
+
+        Args:
+            images: Shape ``(B, 3, H, W)``.
+
+        Yields:
+            Shape ``(b, 3, h, w)``, all tiles of an image one after the other.
+        """
+        if self.tiler is None:
+            yield images
+        else:
+            yield from tiles.cut(self.tiler, images).split(_TILES_AT_ONCE)
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
         """Switch between training and evaluation; training changes weights."""
@@ -214,6 +234,7 @@ class ReadOutNetwork(nn.Module, ABC):
     details_size: int | None = None  # side of the grid of what the read-out looks at besides the field
     density: Density
     score: StandardisedSum | SumByKind
+    tiler: Tiler | None = None
 
     def __init__(self, model: FeatureNetwork) -> None:
         super().__init__()
@@ -343,7 +364,7 @@ class ReadOutNetwork(nn.Module, ABC):
         return dict(self.density.named_buffers())
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Score images.
+        """Score images, or their tiles: the score of an image is then that of its worst tile.
 
         Args:
             images: Pre-processed images, shape ``(B, 3, H, W)``.
@@ -351,6 +372,14 @@ class ReadOutNetwork(nn.Module, ABC):
         Returns:
             ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
         """
+        if self.tiler is None:
+            return self._score(images)
+        parts = [self._score(some)._asdict() for some in tiles.cut(self.tiler, images).split(_TILES_AT_ONCE)]
+        scores, maps = (torch.cat([part[name] for part in parts]) for name in ("pred_score", "anomaly_map"))
+        return InferenceBatch(pred_score=scores.view(len(images), -1).amax(dim=1), anomaly_map=self.tiler.untile(maps))
+
+    def _score(self, images: Tensor) -> InferenceBatch:
+        """Score images, or tiles as if each were an image."""
         maps = self.backbone.maps(images)
         field = self.field_of(self.backbone.pool(self.backbone.coarse(maps)))
         return self.read_out(field, images.shape[-2:], self._details(maps))
