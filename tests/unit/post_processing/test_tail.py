@@ -81,7 +81,6 @@ def test_equal_scores_keep_knots_apart(scores: list[float]) -> None:
     assert (np.diff(knots) > 0).all()
 
 
-@settings(deadline=None)
 @given(
     scores=st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=60).filter(lambda values: np.ptp(values) > 1e-3),
     rate=st.floats(0.25, 0.9),
