@@ -20,6 +20,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -441,12 +442,12 @@ Means = dict[tuple[str, ...], tuple[float, float]]
 
 
 def means(table: Table, metric: str, by: Sequence[str], **fixed: object) -> Means:
-    """Mean and standard deviation over seeds, of the rows with the given values, by others."""
+    """Mean and standard deviation over seeds (NaN for one), of the rows with the given values, by others."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in table.rows:
         if row[metric] and all(row[name] == str(value) for name, value in fixed.items()):
             groups.setdefault(tuple(row[name] for name in by), []).append(float(row[metric]))
-    return {key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for key, v in groups.items()}
+    return {key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else nan) for key, v in groups.items()}
 
 
 def others(study: str) -> Settings:
@@ -454,28 +455,34 @@ def others(study: str) -> Settings:
     return {name: value for name, value in DEFAULTS.items() if name not in STUDIES[study]}
 
 
+def cell(metrics: Sequence[tuple[float, float] | None]) -> str:
+    """Write image AUROC, and pixel AUROC / AUPRO where there are masks; with deviations where seeds are several."""
+    written = [f"{mean:.3f}" + ("" if isnan(std) else f" ± {std:.3f}") for mean, std in filter(None, metrics)]
+    return written[0] + (", " + " / ".join(written[1:]) if written[1:] else "") if written else "-"
+
+
 def study_table(table: Table, study: str, data: Sequence[str]) -> Iterator[str]:
-    """Write a study as a Markdown table: image AUROC, pixel AUROC and AUPRO for each data set."""
+    """Write a study as a Markdown table with a column for each data set."""
     varied = tuple(STUDIES[study])
-    cells: dict[tuple[str, ...], list[str]] = {}
-    for name, (metric, _) in itertools.product(data, LABELS.items()):
-        found = means(table, metric, varied, data=name, **others(study))
-        for values in itertools.product(*STUDIES[study].values()):
-            key = tuple(str(value) for value in values)
-            cells.setdefault(key, []).append("{:.3f} ± {:.3f}".format(*found[key]) if key in found else "-")
-    plain = without_denoiser(DEFAULTS)
-    row = []
-    for name, metric in itertools.product(data, LABELS):
-        found = means(table, metric, (), data=name, **plain)
-        row.append("-" if () not in found else f"{found[()][0]:.3f}")
+    found = {
+        (name, metric): means(table, metric, varied, data=name, **others(study)) for name in data for metric in LABELS
+    }
+    plain = {
+        (name, metric): means(table, metric, (), data=name, **without_denoiser(DEFAULTS)).get(())
+        for name in data
+        for metric in LABELS
+    }
     yield f"### {study}"
     yield ""
-    yield "| " + " | ".join([*varied, *(f"{name} {label}" for name in data for label in LABELS.values())]) + " |"
-    yield "|---" * (len(varied) + len(data) * len(LABELS)) + "|"
-    for key, values in cells.items():
-        if set(values) != {"-"}:
-            yield "| " + " | ".join([*key, *values]) + " |"
-    yield "| " + " | ".join(["no denoiser", *[""] * (len(varied) - 1), *row]) + " |"
+    yield "| " + " | ".join([*varied, *data]) + " |"
+    yield "|---" * (len(varied) + len(data)) + "|"
+    for values in itertools.product(*STUDIES[study].values()):
+        key = tuple(str(value) for value in values)
+        cells = [cell([found[name, metric].get(key) for metric in LABELS]) for name in data]
+        if set(cells) != {"-"}:
+            yield "| " + " | ".join([*key, *cells]) + " |"
+    features = [cell([plain[name, metric] for metric in LABELS]) for name in data]
+    yield "| " + " | ".join(["no denoiser", *[""] * (len(varied) - 1), *features]) + " |"
     yield ""
 
 
