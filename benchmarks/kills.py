@@ -200,7 +200,10 @@ class Kills:
         return [
             "fit",
             f"--model={model}",
-            *(f"--model.{name}={json.dumps(value)}" for name, value in arguments.items()),
+            *(
+                f"--model.{name}={value if isinstance(value, str) else json.dumps(value)}"
+                for name, value in arguments.items()
+            ),
             "--model.pre_processor=anomalib.pre_processing.PreProcessor",
             "--model.pre_processor.transform=torchvision.transforms.v2.Resize",
             "--model.pre_processor.transform.size=[128,128]",
