@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -260,8 +259,6 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
-        pytest.skip("the extra `docs` is not installed: mkdocs and mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
