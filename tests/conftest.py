@@ -21,6 +21,7 @@ from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.telemetry import send_nothing
 from exactness import unclip
+from image_files import write_video
 from small_data import small_folder
 from textures import textured_image
 
@@ -181,15 +182,22 @@ def unclipped(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Start an installed Chromium, or skip where there is none."""
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start an installed Chromium with the camera of `write_video`, or skip where there is none."""
     from playwright.sync_api import sync_playwright
 
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     program = next((path for path in map(shutil.which, names) if path), None)
     if program is None:
         pytest.skip(f"browser: none of {', '.join(names)} is installed")
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    switches = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-video-capture={write_video(tmp_path_factory.mktemp('camera') / 'camera.y4m')}",
+    ]
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=switches)
         yield started

@@ -68,3 +68,13 @@ def encode(image: Image.Image, kind: str, **arguments: object) -> bytes:
 def make_pipe(path: Path) -> None:
     """Make a pipe, which nobody writes to."""
     os.mkfifo(path)
+
+
+def write_video(file: Path) -> Path:
+    """Write a film for a made-up camera: of grey, with a brighter part at the upper left."""
+    width, height = 160, 120
+    light = np.full((height, width), 60, np.uint8)
+    light[: height // 4, : width // 4] = 204
+    colour = bytes([128]) * (width * height // 2)
+    file.write_bytes(f"YUV4MPEG2 W{width} H{height} F10:1 C420jpeg\n".encode() + b"FRAME\n" + light.tobytes() + colour)
+    return file

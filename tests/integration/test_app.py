@@ -127,6 +127,17 @@ def test_a_folder_is_scored(page: Any, images: Path) -> None:
     assert "more have trouble, see the table" in sentence
 
 
+def test_camera_pictures_are_scored_as_the_part_lies_there(page: Any) -> None:
+    page.get_by_role("tab", name="Camera").click()
+    page.locator("#camera [title='grant webcam access'] button").click()
+    page.locator("#camera button[aria-label='capture photo']").click()
+    _result(page, "1 anomalous, 0 normal;")
+    response = page.request.get(page.locator("#overlays img").first.get_attribute("src"))
+    pixels = np.asarray(Image.open(io.BytesIO(response.body())).convert("L")).astype(float)
+    height, width = pixels.shape
+    assert pixels[: height // 4, : width // 4].mean() > 1.3 * pixels[:, width // 2 :].mean()  # not mirrored
+
+
 def test_two_people_at_once_see_their_own_images(browser: Any, address: str, images: Path) -> None:
     first, second = _open(browser, address), _open(browser, address)
     _upload(first, images / "good.png")

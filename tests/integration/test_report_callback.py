@@ -119,8 +119,9 @@ def test_a_test_of_another_checkpoint_forgets_what_was_there(tested: tuple[Run, 
     assert not {"training", "latencies"} & set(run.entries)
 
 
+@pytest.mark.parametrize("place", [".", "lightning_logs/version_0"])
 def test_command_tests_a_folder_without_results_first(
-    trained: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, trained: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(page, "_charts", str)
@@ -130,7 +131,8 @@ def test_command_tests_a_folder_without_results_first(
     data = {"class_path": "Folder", "init_args": {"root": str(parts), **small_data.DEFAULTS}}
     trainer = {"accelerator": "cpu", "callbacks": None}
     config = {"model": {"class_path": "OSDIRF"}, "data": data, "trainer": trainer, "ckpt_path": None}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / place / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert main(["report", "--test", str(folder), "-o", "page.html"]) == 0
     new = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {path.name for path in before}

@@ -127,7 +127,17 @@ class App:
                             label="Choose a folder", file_count="directory", elem_id="folder", height=180
                         )
                     with gradio.Tab("Camera"):
-                        camera = gradio.Image(label="Camera", sources=["webcam"], type="filepath", elem_id="camera")
+                        # As the part lies there: neither mirrored nor compressed, by a phone's camera at the back.
+                        camera = gradio.Image(
+                            label="Camera",
+                            sources=["webcam"],
+                            type="filepath",
+                            format="png",
+                            webcam_options=gradio.WebcamOptions(
+                                mirror=False, constraints={"video": {"facingMode": {"ideal": "environment"}}}
+                            ),
+                            elem_id="camera",
+                        )
                     threshold = gradio.Slider(
                         0, 1, self.scorer.threshold, step=0.001, label="Threshold", elem_id="threshold"
                     )

@@ -5,7 +5,7 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from anomalib_osdirf.report.results import FILE_NAME, ResultsError, ResultsWriter
@@ -61,12 +61,17 @@ def measure_latencies(folder: Path) -> None:
     ResultsWriter(folder).put({"latencies": measure(folder)})
 
 
+def _by_age(files: Iterable[Path]) -> list[Path]:
+    return sorted(files, key=lambda path: path.stat().st_mtime)
+
+
 def _test(folder: Path) -> None:
     """Test a results folder's checkpoint with the data of its configuration."""
-    config = folder / "config.yaml"
-    checkpoints = sorted((folder / "weights" / "lightning").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not config.is_file() or not checkpoints:
-        missing = config.name if not config.is_file() else "weights/lightning/*.ckpt"
+    # Lightning writes it into the folder of its logger, if there is one.
+    configs = _by_age(folder.glob("config.yaml")) or _by_age(folder.rglob("config.yaml"))
+    checkpoints = _by_age((folder / "weights" / "lightning").glob("*.ckpt"))
+    if not configs or not checkpoints:
+        missing = "weights/lightning/*.ckpt" if configs else "config.yaml"
         msg = (
             f"results folder {str(folder)!r} can't be tested, because {missing} is not in it (anomalib's command line "
             "writes it); add anomalib_osdirf.report.ReportCallback to trainer.callbacks and test again."
@@ -79,7 +84,7 @@ def _test(folder: Path) -> None:
         run(
             [
                 "test",
-                f"--config={config}",
+                f"--config={configs[-1]}",
                 f"--ckpt_path={checkpoints[-1]}",
                 f"--default_root_dir={scratch}",
                 "--trainer.callbacks+=anomalib_osdirf.report.ReportCallback",

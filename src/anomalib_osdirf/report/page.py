@@ -23,6 +23,7 @@ from anomalib_osdirf.export import metadata
 from anomalib_osdirf.post_processing.p_values import normalise
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.exports import Export, find_exports
+from anomalib_osdirf.report.logs import read_losses
 from anomalib_osdirf.report.pictures import page_map, page_mask, page_picture
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError
 from anomalib_osdirf.report.statistics import Estimate
@@ -163,6 +164,12 @@ class Run:
         return found
 
     @cached_property
+    def losses(self) -> NDArray[np.float64]:
+        """Steps and training losses, ``(N, 2)``: what the callback kept, or else what a logger did."""
+        kept = self.results.losses[:, :2]
+        return kept if len(kept) else read_losses(self.results.folder)
+
+    @cached_property
     def exports(self) -> list[Export]:
         """Models in the folder."""
         return find_exports(self.results.folder, self.entries.get("latencies"))
@@ -180,10 +187,10 @@ class Run:
         training, test = self.entries.get("training") or {}, self.entries.get("test") or {}
         if training.get("state") == "started":
             remarks.append("The training was interrupted, or still runs.")
-        if not training and not len(self.results.losses):
+        if not training and not len(self.losses):
             remarks.append(
-                "There is no training curve: ReportCallback was not there during the training, and logs in CSV or "
-                "TensorBoard's format are not read."
+                "There is no training curve: ReportCallback was not there during the training, and the folder has no "
+                "log of Lightning's CSVLogger, or of its TensorBoardLogger where tensorboard is installed, with losses."
             )
         if not test:
             remarks.append("No test was run yet.")
@@ -415,7 +422,7 @@ def _run_data(run: Run, shown: dict[int, list[int | None]]) -> dict[str, Any]:
         "sizes": results.sizes.tolist(),
         "shown": [shown.get(index) for index in range(len(paths))],
         "curves": statistics.curves(run.scores[scored], results.labels[scored]),
-        "losses": _thin(results.losses).tolist(),
+        "losses": _thin(run.losses).tolist(),
     }
 
 
@@ -440,9 +447,9 @@ def _thin(losses: NDArray[np.float64], most: int = 600) -> NDArray[np.float64]:
     """Average neighbouring losses until there are at most so many; none of models that log a constant, as PaDiM."""
     finite = losses[np.isfinite(losses).all(axis=1)]
     if len(finite) > 1 and np.ptp(finite[:, 1]) == 0:
-        return np.zeros((0, 3))
+        return np.zeros((0, 2))
     parts = np.array_split(finite, min(most, len(finite))) if len(finite) else []
-    return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 3).round(5)
+    return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2).round(5)
 
 
 def _pictures(runs: list[Run]) -> tuple[list[str], list[dict[int, list[int | None]]], int]:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_osdirf.report.logs import find_logs
+
 FILE_NAME = "report.sqlite"
 FORMAT = 2
 
@@ -30,7 +32,6 @@ CREATE TABLE IF NOT EXISTS image (
     normal_pixels BLOB, anomalous_pixels BLOB, regions BLOB
 );
 """
-_LOGS = ("metrics.csv", "events.out.tfevents.*")  # of Lightning's loggers
 _LIGHT = "id, path, label, category, kind, score, width, height"
 
 
@@ -280,8 +281,8 @@ def name_groups(path: str | None, label: int | None, category: str | None) -> tu
 def _no_results(folder: Path) -> str:
     if not folder.is_dir():
         return f"results folder {str(folder)!r} does not exist; give the folder that a training or test wrote to."
-    log = next((path.name for pattern in _LOGS for path in folder.rglob(pattern)), None)
-    logged = "" if log is None else f" (there is a log of the training, {log}, but such logs are not read)"
+    log = next((path.name for path in find_logs(folder)), None)
+    logged = "" if log is None else f" (a log of the training, {log}, is not enough for a page)"
     return (
         f"results folder {str(folder)!r} has no {FILE_NAME}{logged}: test its checkpoint with `--test` (which needs "
         "config.yaml and weights/lightning/*.ckpt in the folder), or add anomalib_osdirf.report.ReportCallback to "

@@ -143,6 +143,10 @@ def test_interrupted_test_and_training_give_a_page_that_says_so(tmp_path: Path) 
     writer.forget(["training"])
     html = write_page([tmp_path / "run"], tmp_path / "report.html").read_text("utf-8")
     assert "There is no training curve: ReportCallback was not there during the training" in html
+    _only_log(tmp_path / "run")
+    html = write_page([tmp_path / "run"], tmp_path / "report.html").read_text("utf-8")
+    assert "There is no training curve" not in html
+    assert _data(html)["runs"][0]["losses"] == [[1, 0.5]]
 
 
 def test_runs_side_by_side_share_pictures_and_have_a_mean(tmp_path: Path) -> None:
@@ -253,7 +257,7 @@ def test_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureF
     [
         (lambda folder: None, "does not exist; give the folder"),
         (lambda folder: folder.mkdir(), r"has no report.sqlite: test its checkpoint with `--test`"),
-        (_only_log, r"\(there is a log of the training, metrics.csv, but such logs are not read\): test its"),
+        (_only_log, r"\(a log of the training, metrics.csv, is not enough for a page\): test its"),
         (lambda folder: write_results(folder, []).joinpath(FILE_NAME).write_bytes(b"junk" * 400), "delete it and run"),
         (lambda folder: write_results(folder, [], format=99), "has format 99, this version reads 2"),
         (ResultsWriter, "neither a test's nor a training's results yet"),

@@ -171,7 +171,7 @@ const operatingPoints = ({ counts, anomalous, normal }) => {
 const moveTo = (view, point) => view && view.signal("atX", point[0]).signal("atY", point[1]).runAsync();
 
 const drawLosses = async () => {
-  const values = data.runs.flatMap((one) => one.losses.map(([step, loss, seconds]) => ({ step, loss, seconds, run: one.label })));
+  const values = data.runs.flatMap((one) => one.losses.map(([step, loss]) => ({ step, loss, run: one.label })));
   if (!values.length) return;
   find("losses").hidden = false;
   const positive = values.every((one) => one.loss > 0);
