@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 _CSV, _EVENTS = "metrics.csv", "events.out.tfevents.*"
@@ -37,17 +38,15 @@ def read_losses(folder: Path) -> NDArray[np.float64]:
 
 
 def _from_csv(log: Path) -> NDArray[np.float64]:
-    import pandas
-
     try:
-        table = pandas.read_csv(log, dtype=str, encoding_errors="replace", on_bad_lines="skip")
-    except pandas.errors.EmptyDataError:
+        table = pd.read_csv(log, dtype=str, encoding_errors="replace", on_bad_lines="skip")
+    except pd.errors.EmptyDataError:
         return np.zeros((0, 2))
     name = _loss_name(table.columns)
     if name is None or "step" not in table:
         return np.zeros((0, 2))
     # Rows of other metrics have no loss, a killed training's last row may be cut off.
-    numbers = table[["step", name]].apply(pandas.to_numeric, errors="coerce").dropna()
+    numbers = table[["step", name]].apply(pd.to_numeric, errors="coerce").dropna()
     found: NDArray[np.float64] = numbers.to_numpy(np.float64)
     return found
 
