@@ -1,36 +1,46 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The update rule of the denoiser's exponential moving average."""
+"""The exponential moving average of a network's weights."""
 
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
-class EMAUpdate:
-    """Exponential moving average with a warm-up, as ``multi_avg_fn`` of torch's ``AveragedModel``.
+class EMA(AveragedModel):
+    """Exponential moving average with a warm-up: torch's ``AveragedModel`` with a rule of its own.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that a short training is not averaged with its
-    random start. A class rather than torch's ``get_ema_multi_avg_fn``, whose closure can't be pickled by the torch
-    export.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that a short training is not averaged with its random
+    start. Averages keep the precision that the weights had at the start, when those are made bfloat16 later.
 
     Args:
+        model: The network; its copy is the attribute ``module``.
         decay: Decay approached after the warm-up, in [0, 1).
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        # Methods, as the closures of torch's `get_ema_multi_avg_fn` can't be pickled by the torch export.
+        super().__init__(model, multi_avg_fn=self._move)
         self.decay = decay
+        self.requires_grad_(requires_grad=False)
 
-    @torch.no_grad()
-    def __call__(self, averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
-        """Move the averages towards the current parameters, in place."""
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the averages towards the network's present weights."""
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        # torch 2.10 does not take pairs of two precisions all at once.
+        one_by_one = any(average.dtype != current.dtype for average, current in pairs)
+        self.avg_fn, self.multi_avg_fn = (self._move_one, None) if one_by_one else (None, self._move)
+        super().update_parameters(model)
+
+    def _move(self, averages: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
         updates = int(num_averaged)
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        if averaged[0].dtype == current[0].dtype:
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-            return
-        for average, value in zip(averaged, current, strict=True):  # one copy in the average's precision at a time
-            average.lerp_(value.to(average.dtype), 1 - decay)
+        torch._foreach_lerp_(averages, current, 1 - decay)
+
+    def _move_one(self, average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+        self._move([average], [current.to(average.dtype)], num_averaged)
+        return average

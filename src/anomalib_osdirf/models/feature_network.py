@@ -14,11 +14,10 @@ from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 
 from anomalib_osdirf.denoisers import build_denoiser
 from anomalib_osdirf.denoisers.dit import DiTBlock
-from anomalib_osdirf.denoisers.ema import EMAUpdate
+from anomalib_osdirf.denoisers.ema import EMA
 from anomalib_osdirf.density import Density, FittedDensity, PositionMixture, StandardisedSum, SumByKind, build_density
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments, build_backbone
@@ -75,7 +74,7 @@ class FeatureNetwork(nn.Module, ABC):
         dim = self.whitening.out_channels
         self._build_denoiser = partial(build_denoiser, denoiser, dim, grid_size, prediction_type)
         self.denoiser = self._build_denoiser()
-        self.ema = AveragedModel(self.denoiser, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
+        self.ema = EMA(self.denoiser, ema_decay)
         self.density = build_density(density, dim, grid_size, shrinkage, num_clusters)
 
     def build_sum(self, num_terms: int) -> StandardisedSum | SumByKind:

@@ -7,10 +7,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from anomalib_osdirf.denoisers import DiT, PositionMLP, UNet, VelocityDenoiser, build_denoiser
-from anomalib_osdirf.denoisers.ema import EMAUpdate
+from anomalib_osdirf.denoisers.ema import EMA
 from anomalib_osdirf.denoisers.embedding import grid_positions, sine_cosine
 
 SMALL = ("mlp", "dit_s", "unet")  # the others differ in size alone
@@ -135,7 +134,7 @@ def test_embeddings() -> None:
 
 def test_ema_follows_its_formula_and_can_be_pickled() -> None:
     layer = nn.Linear(1, 1, bias=False)
-    averaged = AveragedModel(layer, multi_avg_fn=EMAUpdate(0.5))
+    averaged = EMA(layer, 0.5)
     expected = None
     for value in (1.0, 2.0, 5.0, -3.0):
         nn.init.constant_(layer.weight, value)
@@ -149,7 +148,7 @@ def test_ema_follows_its_formula_and_can_be_pickled() -> None:
 
 def test_ema_of_half_precision_weights_is_in_full_precision() -> None:
     layer = nn.Linear(3, 3)
-    averaged = AveragedModel(layer, multi_avg_fn=EMAUpdate(0.999))
+    averaged = EMA(layer, 0.999)
     first = layer.weight.detach().clone()
     averaged.update_parameters(layer)
     layer.to(torch.bfloat16)

@@ -13,10 +13,9 @@ from anomalib.models.image.draem.torch_model import DiscriminativeSubNetwork
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import sigmoid_focal_loss
 
-from anomalib_osdirf.denoisers.ema import EMAUpdate
+from anomalib_osdirf.denoisers.ema import EMA
 from anomalib_osdirf.denoisers.unet import copy_of_structure, fold_unet
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, norm_guided_estimate
 from anomalib_osdirf.models.messages import NEVER_FITTED
@@ -253,11 +252,7 @@ class DiffusionADModel(nn.Module):
         )
         # Convolutions of few channels are quicker with the channels last, on processors above all.
         self.networks.to(memory_format=torch.channels_last)
-        self.ema = (
-            AveragedModel(self.networks, multi_avg_fn=EMAUpdate(ema_decay)).requires_grad_(requires_grad=False)
-            if ema_decay
-            else None
-        )
+        self.ema = EMA(self.networks, ema_decay) if ema_decay else None
         generator = torch.Generator().manual_seed(noise_seed)
         self.register_buffer("noise", torch.randn(2, 3, _NOISE_SIZE, _NOISE_SIZE, generator=generator))
         self.register_buffer("num_steps", torch.tensor(0))
