@@ -40,7 +40,9 @@ def keep_float32(model: Any, names: Collection[str] | None = None) -> None:  # n
             rewrite(node)
     model.validate_nodes_and_infer_types()
     for node in model.get_ops():
-        if node.get_type_name() not in _UNMARKED and node.get_friendly_name() not in quantised:
+        # OpenVINO up to 2025.4 can't compile models whose integers are marked.
+        computes = node.get_type_name() not in _UNMARKED and node.get_output_element_type(0).is_real()
+        if computes and node.get_friendly_name() not in quantised:
             node.get_rt_info()[_MARK] = ""
 
 
