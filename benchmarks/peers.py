@@ -90,17 +90,12 @@ def main() -> None:
             with spawn.Pool(1) as pool:
                 rows[name] += [1000 * seconds[name] / batch, pool.apply(memory, (arguments, name, batch))]
     head = " | ".join(f"ms an image, batch {batch} | MB, batch {batch}" for batch in arguments.batches)
-    lines = [
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {arguments.backbone}, 256 x 256, float32",
-        "",
-    ]
-    lines += [f"| model | {head} |", "|---" * (1 + 2 * len(arguments.batches)) + "|"]
-    lines += [
-        f"| {name} | "
-        + " | ".join(f"{value:.1f}" if at % 2 == 0 else f"{value:.0f}" for at, value in enumerate(row))
-        + " |"
-        for name, row in rows.items()
-    ]
+    machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    lines = [f"{machine}; {arguments.backbone}, 256 x 256, float32", "", f"| model | {head} |"]
+    lines.append("|---" * (1 + 2 * len(arguments.batches)) + "|")
+    for name, row in rows.items():
+        cells = [f"{value:.1f}" if column % 2 == 0 else f"{value:.0f}" for column, value in enumerate(row)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     print(text)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
