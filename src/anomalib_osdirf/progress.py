@@ -5,7 +5,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -52,9 +52,10 @@ def phase(
     if not drawn:
         say(f"{name}: {images} images." if images is not None else f"{name} ...", console)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
+    bar = Progress(
         *columns, ImagesPerSecond(), TimeRemainingColumn(), console=console, disable=not drawn, transient=True
-    ) as bar:
+    )
+    with bar if drawn else nullcontext():  # rich before 14.3 writes an empty line for a bar that is not drawn
         task = bar.add_task(name, total=images)
         for item in items:
             yield item
