@@ -130,7 +130,8 @@ def test_a_folder_is_scored(page: Any, images: Path) -> None:
 def test_camera_pictures_are_scored_as_the_part_lies_there(page: Any) -> None:
     page.get_by_role("tab", name="Camera").click()
     page.locator("#camera [title='grant webcam access'] button").click()
-    page.wait_for_function("document.querySelector('#camera video').readyState >= 2", timeout=60_000)  # it has a picture
+    has_a_picture = "document.querySelector('#camera video').readyState >= 2"
+    page.wait_for_function(has_a_picture, timeout=60_000)
     page.locator("#camera button[aria-label='capture photo']").click()
     _result(page, "1 anomalous, 0 normal;")
     response = page.request.get(page.locator("#overlays img").first.get_attribute("src"))
