@@ -34,11 +34,11 @@ def _small(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_shape_time_and_batch_independence(name: str) -> None:
-    denoiser = _small(name)
-    z, timesteps = torch.randn(3, 6, 4, 4), torch.tensor([0, 150, 999])
+    denoiser = _small(name).double()
+    z, timesteps = torch.randn(3, 6, 4, 4, dtype=torch.float64), torch.tensor([0, 150, 999])
     noise = denoiser(z, timesteps)
     assert noise.shape == z.shape
-    torch.testing.assert_close(noise[1:2], denoiser(z[1:2], timesteps[1:2]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(noise[1:2], denoiser(z[1:2], timesteps[1:2]), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(noise[0], denoiser(z[:1], torch.tensor([500]))[0], atol=1e-3)
 
 
