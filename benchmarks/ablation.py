@@ -379,6 +379,8 @@ class Ablation:
     def run(self, seed: int, wanted: list[Settings]) -> None:
         """Train what there is no network of yet, and read out what there is no row of yet."""
         for group in by_network(wanted).values():
+            if group[0]["images"] >= len(self.images.train):  # as many, or more, is "all"
+                continue
             everything = group
             if seed == self.arguments.seeds[0]:  # features know no seed
                 everything = [*{str(one): one for one in map(without_denoiser, group)}.values(), *group]

@@ -8,7 +8,8 @@ Weights are random, which changes no cost. Operations are torch's count (a multi
 bytes are those of weights, and of what goes into a part and comes out. The floor is the larger of operations by the
 measured rate of a large matrix product and bytes by the measured rate of a copy; caches can be faster than the second.
 Parts take turns, and so do the whole network and the bare backbone; times are medians. InvAD is the same denoiser asked
-three times, as the paper has it. OpenVINO's are the same networks in float32, by its latency hint.
+three times, as the paper has it. OpenVINO's are the same networks in float32, by its latency hint;
+torch.compile's have frozen weights.
 """
 
 import argparse
@@ -137,6 +138,13 @@ def openvino_runs(networks: dict[str, nn.Module], images: Tensor) -> dict[str, C
     return runs
 
 
+def inductor_runs(networks: dict[str, nn.Module], images: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return runs of the same networks, compiled by torch for this number of images."""
+    torch.compiler.reset()
+    options = {"freezing": True}  # weights are constants
+    return {name: partial(torch.compile(network, options=options), images) for name, network in networks.items()}
+
+
 def main() -> None:
     """Print a Markdown table for each denoiser and batch size, and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,6 +153,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--map-grid-size", type=int, default=32, help="0 leaves the features' own density out")
     parser.add_argument("--openvino", action="store_true", help="time OpenVINO's networks, too")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile's networks, too")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/cost_model.md"))
     arguments = parser.parse_args()
@@ -163,10 +172,12 @@ def main() -> None:
                 runs |= {INVAD: partial(invad, images), INVERSION: partial(invad.field, z)}
                 rounds = max(3, arguments.rounds // batch)
                 seconds = medians(runs, rounds)
-                compiled: dict[str, float] = {}
+                engines = {"torch": seconds}
+                networks = {WHOLE: network, BARE: network.backbone.network, INVAD: invad}
+                if arguments.compile:
+                    engines["torch.compile"] = medians(inductor_runs(networks, images), rounds)
                 if arguments.openvino:
-                    networks = {WHOLE: network, BARE: network.backbone.network, INVAD: invad}
-                    compiled = medians(openvino_runs(networks, images), rounds)
+                    engines["OpenVINO"] = medians(openvino_runs(networks, images), rounds)
                 costs = {part[0]: (operations_of(part), bytes_of(part)) for part in every}
             costs[WHOLE] = tuple(map(sum, zip(*costs.values(), strict=True)))
             lines += [
@@ -184,11 +195,10 @@ def main() -> None:
                     f"{seconds[name] / seconds[WHOLE]:.0%} |"
                 )
             lines.append("")
-            for engine, times in {"torch": seconds, "OpenVINO": compiled}.items():
-                if times:
-                    relative = f"{times[WHOLE] / times[BARE]:.2f} times the bare backbone"
-                    more = f"InvAD takes {times[INVAD] / times[WHOLE]:.2f} times as long"
-                    lines.append(f"{engine}: {1000 * times[WHOLE] / batch:.1f} ms, {relative}; {more}.")
+            for engine, times in engines.items():
+                relative = f"{times[WHOLE] / times[BARE]:.2f} times the bare backbone"
+                more = f"InvAD takes {times[INVAD] / times[WHOLE]:.2f} times as long"
+                lines.append(f"{engine}: {1000 * times[WHOLE] / batch:.1f} ms, {relative}; {more}.")
             inversion = seconds[INVERSION] / seconds["denoiser"]
             lines.append(f"InvAD's inversion takes {inversion:.2f} times as long as the denoiser's one evaluation.")
     text = "\n".join(lines) + "\n"
