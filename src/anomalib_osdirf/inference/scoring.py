@@ -117,7 +117,8 @@ class OpenVINOScorer(Scorer):
 
         super().__init__(path, metadata)
         try:
-            limits = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+            # Pinned, as is the default, the threads of several processes would share the first processors.
+            limits = {} if threads is None else {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
             self._model = openvino.compile_model(path, "CPU", limits)
         except RuntimeError as error:
             msg = f"model {str(path)!r} can't be loaded by OpenVINO ({_first_line(error)}); export it again."

@@ -43,6 +43,22 @@ def test_models_of_a_fixed_size_take_any_image(tmp_path: Path, convert: Any) -> 
     np.testing.assert_allclose(result.map, BRIGHTNESS.reshape(20, 2, 20, 2).mean(axis=(1, 3)), atol=1e-5)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are looked at in Linux's way")
+@pytest.mark.parametrize("convert", [lambda model: model, _as_openvino], ids=["onnx", "openvino"])
+def test_threads_of_a_limited_number_may_run_on_any_processor(tmp_path: Path, convert: Any) -> None:
+    """Else several processes, each with one thread, would all be on the first one, and the others idle."""
+    scorer = load_scorer(convert(brightness_model(tmp_path)), threads=1)
+    large = np.tile(IMAGE, (25, 25, 1))
+    before = {task.name for task in Path("/proc/self/task").iterdir()}
+    found = set()
+    with ThreadPoolExecutor(1) as pool:
+        for scores in [pool.submit(scorer.score, large) for _ in range(10)]:
+            while not scores.done():
+                tasks = {task.name for task in Path("/proc/self/task").iterdir()} - before
+                found |= {frozenset(os.sched_getaffinity(int(task))) for task in tasks}
+    assert found == {frozenset(os.sched_getaffinity(0))}
+
+
 def test_raw_scores_are_normalised_by_the_metadata(tmp_path: Path) -> None:
     levels = {f"image_{name}": value for name, value in (("min", 0.0), ("max", 2.0), ("threshold", 1.0))}
     metadata = {**levels, "post_processor": False, "model": "OSDIRF", "image_sensitivity": 0.4}
