@@ -13,6 +13,7 @@ the second fifth. A run that is killed is counted by its rows on disk. Linux onl
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,8 @@ def main() -> None:
     draw(images, options.images, options.seed)
     for old in root.glob("*.parquet"):
         old.unlink()
+    for parts in root.glob("*.parquet.parts"):  # of a benchmark that was interrupted
+        shutil.rmtree(parts)
     some = root / "some.txt"
     some.write_text("\n".join(str(images / f"{number:06d}.jpg") for number in range(options.scaling_images)), "utf-8")
     results: dict[str, Any] = {"seed": options.seed, "CPUs": os.cpu_count()}
