@@ -573,7 +573,7 @@ def plot_seconds(table: Table, data: Sequence[str], output: Path) -> None:
             axis.axhline(plain[()][0], color="0.5", linewidth=2, label="no denoiser")
         axis.set(title=name, xlabel="training, features cached (CPU s)", ylabel="image AUROC", xscale="log")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="upper left")
     save(figure, output, "training-seconds")
 
 
