@@ -7,7 +7,7 @@
 Trains with the defaults on each surface of the embedded data and draws one picture of it, as PNG and JPEG. Caught are
 the highest scores, one of each kind of defect; failures are the lowest scores of defective images and the highest of
 normal ones, whichever side of the threshold they are on. The threshold, 0.5, is the one with the best F1 score on these
-very images, as anomalib finds it, so no other one would show fewer failures.
+very images, as anomalib finds it: on new ones there would be more failures.
 """
 
 import argparse
