@@ -47,7 +47,7 @@ from anomalib_osdirf.models.feature_network import upsampled
 from anomalib_osdirf.models.osdirf import OSDIRF, OSDIRFModel
 
 FEATURES = "features"
-NETWORK = ("images", "feature_dim", "grid", "denoiser", "prediction_type", "steps")
+NETWORK = ("images", "feature_dim", "grid", "denoiser", "prediction_type", "steps", "precision")
 READ_OUT = ("state", "timestep", "density")
 KEYS = ("data", "seed", *NETWORK, *READ_OUT)
 SCORES = ("max", "top_k", "mean", "max_top_k")
@@ -56,6 +56,7 @@ IMAGE = tuple(f"{score}_{metric}" for score in SCORES for metric in ("AUROC", "A
 PIXEL = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
 COMBINED = tuple(name.replace("pixel", "combined") for name in PIXEL)
 
+PRECISIONS = ("32-true", "bf16-mixed")  # of the training, by the names of Lightning's Trainer
 DEFAULTS: dict[str, Any] = {
     "images": 0,
     "feature_dim": 96,
@@ -63,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "denoiser": "mlp",
     "prediction_type": "v_prediction",
     "steps": 600,
+    "precision": "32-true",
     "state": "scaled",
     "timestep": 80,
     "density": "position_full",
@@ -79,6 +81,7 @@ STUDIES: dict[str, dict[str, Sequence[Any]]] = {
     "features": {"feature_dim": (48, 96, 0)},  # 0: every channel, standardised
     "denoiser": {"denoiser": ("mlp", "unet", "dit_s")},
     "steps": {"steps": (150, 300, 600, 1200)},
+    "precision": {"precision": PRECISIONS},
     "few_shot": {"images": (5, 10, 50, 200, 0), "density": ("standard", "position_full", "position_full:auto")},
 }
 _MAP_SIDE = 128
@@ -159,8 +162,9 @@ def build(settings: Settings, backbone: str, seed: int) -> OSDIRFModel:
     )
 
 
-def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int) -> float:
+def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int, precision: str) -> float:
     """Train the denoiser as OSDIRF does by default, and return the CPU seconds that it took, all threads together."""
+    bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
     optimizer = torch.optim.AdamW(network.denoiser.parameters(), lr=_LEARNING_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     start = time.process_time()
@@ -170,7 +174,8 @@ def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int) -> 
         for group in optimizer.param_groups:
             group["lr"] = share * _LEARNING_RATE
         chosen = torch.randint(len(features), (_BATCH,), generator=generator)
-        loss = network.training_loss(features[chosen], generator)
+        with bfloat16:
+            loss = network.training_loss(features[chosen], generator)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.denoiser.parameters(), 1.0)
@@ -180,10 +185,10 @@ def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int) -> 
     return time.process_time() - start
 
 
-def trained(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int, file: Path) -> float:
+def trained(network: OSDIRFModel, features: Tensor, seed: int, settings: Settings, file: Path) -> float:
     """Train, or load what was trained before; return the CPU seconds that the training took."""
     if not file.is_file():
-        seconds = train(network, features, seed, max_steps)
+        seconds = train(network, features, seed, settings["steps"], settings["precision"])
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         torch.save({"seconds": seconds, "ema": network.ema.state_dict()}, temporary)
@@ -345,7 +350,7 @@ def settings_of(study: str) -> list[Settings]:
 
 def without_denoiser(settings: Settings) -> Settings:
     """Return the settings of the same features and density with nothing trained."""
-    empty = dict.fromkeys(("prediction_type", "steps", "state", "timestep"), "")
+    empty = dict.fromkeys(("prediction_type", "steps", "precision", "state", "timestep"), "")
     return {**settings, "denoiser": FEATURES, **empty}
 
 
@@ -407,7 +412,7 @@ class Ablation:
             name = "-".join(str(part) for part in (self.name, seed, *(settings[one] for one in NETWORK)))
             pooled = torch.cat([network.backbone.pool(part) for part in training.split(64)])
             file = self.arguments.output / "networks" / f"{name}.pt"
-            seconds = trained(network, pooled, seed, settings["steps"], file)
+            seconds = trained(network, pooled, seed, settings, file)
         questions = itertools.groupby(
             sorted(missing, key=lambda one: (str(one["state"]), str(one["timestep"]))),
             key=lambda one: (one["denoiser"], one["timestep"], one["state"]),
@@ -649,8 +654,10 @@ def main() -> None:
     parser.add_argument("--weights", help="local weights file of the backbone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of all trainings")
     parser.add_argument("--output", type=Path, default=Path("results/ablation"))
     arguments = parser.parse_args()
+    DEFAULTS["precision"] = arguments.precision
     sources: dict[str, Any] = {root.name: mvtec_folder(root) for root in arguments.root}
     sources |= {category: SyntheticSurfaces(category=category) for category in arguments.category}
     wanted = [settings for study in arguments.studies for settings in settings_of(study)]
