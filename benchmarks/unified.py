@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import Images, image_metrics, pixel_metrics, trained
+from ablation import DEFAULTS, Images, image_metrics, pixel_metrics, trained
 from mvtec_folder import mvtec_folder
 from numpy.typing import NDArray
 from torch import Tensor
@@ -78,7 +78,7 @@ class ReadOut:
             label = names[0] if len(names) == 1 else UNIFIED
             file = arguments.output / "networks" / f"{label}-{key['denoiser']}-{key['steps']}-{key['seed']}.pt"
             training = torch.cat([images.train for images in self.data.values()])
-            self.seconds = trained(model, training, key["seed"], key["steps"], file)
+            self.seconds = trained(model, training, key["seed"], {**DEFAULTS, "steps": key["steps"]}, file)
         self.network = model.eval().deployed()
         self._fit()
 
