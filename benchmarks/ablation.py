@@ -173,7 +173,7 @@ def train(network: OSDIRFModel, features: Tensor, seed: int, max_steps: int, pre
         share = warmup_cosine(step, min(100, max_steps // 10), max_steps, 0.0, 0.0)
         for group in optimizer.param_groups:
             group["lr"] = share * _LEARNING_RATE
-        chosen = torch.randint(len(features), (_BATCH,), generator=generator)
+        chosen = torch.randint(len(features), (min(_BATCH, len(features)),), generator=generator)
         with bfloat16:
             loss = network.training_loss(features[chosen], generator)
         optimizer.zero_grad()
@@ -654,10 +654,11 @@ def main() -> None:
     parser.add_argument("--weights", help="local weights file of the backbone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of all trainings")
+    parser.add_argument("--steps", type=int, default=DEFAULTS["steps"], help="of trainings whose study does not say")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="likewise")
     parser.add_argument("--output", type=Path, default=Path("results/ablation"))
     arguments = parser.parse_args()
-    DEFAULTS["precision"] = arguments.precision
+    DEFAULTS.update(precision=arguments.precision, steps=arguments.steps)
     sources: dict[str, Any] = {root.name: mvtec_folder(root) for root in arguments.root}
     sources |= {category: SyntheticSurfaces(category=category) for category in arguments.category}
     wanted = [settings for study in arguments.studies for settings in settings_of(study)]
