@@ -20,7 +20,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from math import isnan, nan
+from math import ceil, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,11 @@ STUDIES: dict[str, dict[str, Sequence[Any]]] = {
     "denoiser": {"denoiser": ("mlp", "unet", "dit_s")},
     "steps": {"steps": (150, 300, 600, 1200)},
     "precision": {"precision": PRECISIONS},
-    "few_shot": {"images": (5, 10, 50, 200, 0), "density": ("standard", "position_full", "position_full:auto")},
+    "few_shot": {
+        "images": (5, 10, 50, 200, 0),
+        "steps": (120, 240, 600),
+        "density": ("standard", "position_full", "position_full:auto"),
+    },
 }
 _MAP_SIDE = 128
 _DETAILS_GRID = 32
@@ -348,6 +352,12 @@ def settings_of(study: str) -> list[Settings]:
     return [DEFAULTS | dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
 
 
+def default_steps(images: int) -> int:
+    """Steps that OSDIRF trains for by default, given the number of training images; 0 are all of them."""
+    batches = ceil(images / _BATCH) or OSDIRF.default_steps
+    return min(OSDIRF.default_steps, OSDIRF.default_epochs * batches)
+
+
 def without_denoiser(settings: Settings) -> Settings:
     """Return the settings of the same features and density with nothing trained."""
     empty = dict.fromkeys(("prediction_type", "steps", "precision", "state", "timestep"), "")
@@ -583,9 +593,9 @@ def plot_seconds(table: Table, data: Sequence[str], output: Path) -> None:
 
 
 def plot_few_shot(table: Table, data: Sequence[str], output: Path) -> None:
-    """Image AUROC against the number of training images."""
+    """Image AUROC against the number of training images, trained for as long as OSDIRF does by default."""
     figure, axes = panels(len(data))
-    free = ("denoiser", "density", "images")
+    free = ("denoiser", "density", "images", "steps")
     for axis, name in zip(axes, data, strict=True):
         fixed = {key: value for key, value in DEFAULTS.items() if key not in free}
         found = means(table, "max_top_k_AUROC", free, data=name, **fixed)
@@ -595,6 +605,7 @@ def plot_few_shot(table: Table, data: Sequence[str], output: Path) -> None:
             for key, value in means(table, "max_top_k_AUROC", free, data=name, **plain).items()
             if key[0] == FEATURES and key[1] == DEFAULTS["density"]
         }
+        found = {key[:3]: value for key, value in found.items() if key[3] in {"", str(default_steps(int(key[2])))}}
         lines = sorted({key[:2] for key in found if key[2] == str(STUDIES["few_shot"]["images"][0])})
         for line, style in zip(lines, STYLES, strict=False):
             everything = 1000  # where "all" is drawn

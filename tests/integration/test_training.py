@@ -158,6 +158,19 @@ def test_trainer_arguments_win_over_the_models(folder: MakeFolder, tiny: MakeMod
     assert run.trainer.global_step == 3
 
 
+def test_few_images_are_trained_on_for_fewer_steps(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (OSDIRF.default_epochs, OSDIRF.default_steps) == (120, 600)
+    for epochs, steps, done in ((2, 600, 6), (120, 4, 4)):  # three steps an epoch
+        monkeypatch.setattr(OSDIRF, "default_epochs", epochs)
+        monkeypatch.setattr(OSDIRF, "default_steps", steps)
+        model, run = tiny(max_steps=None), engine()
+        run.fit(model, datamodule=folder())
+        assert run.trainer.global_step == done
+        assert model.lr_schedulers().get_last_lr() == [pytest.approx(0.0, abs=1e-9)]  # the schedule ends there, too
+
+
 def test_fast_dev_run_writes_no_checkpoint(
     folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, tmp_path: Path
 ) -> None:

@@ -100,6 +100,8 @@ class DiffusionTraining(LightningModule):
     """
 
     network_class: ClassVar[type[torch.nn.Module]]  # what build_model builds
+    default_epochs: ClassVar[int] = -1  # where neither max_steps nor max_epochs is given
+    default_steps: ClassVar[int] = -1  # likewise; whichever ends first
     model: Any
     pre_processor: Any
     post_processor: Any
@@ -379,11 +381,13 @@ class DiffusionTraining(LightningModule):
         trainer, loop = self.trainer, self.trainer.fit_loop
         if trainer.max_steps != -1 or trainer.max_epochs != _LIGHTNING_MAX_EPOCHS:
             return
-        if self.hparams["max_epochs"] is not None:
-            loop.max_epochs = self.hparams["max_epochs"]
+        epochs, steps = self.hparams["max_epochs"], self.hparams["max_steps"]
+        if epochs is not None:
+            loop.max_epochs = epochs
+        elif steps is not None:
+            loop.max_epochs, loop.epoch_loop.max_steps = -1, steps
         else:
-            loop.max_epochs = -1
-            loop.epoch_loop.max_steps = self.hparams["max_steps"]
+            loop.max_epochs, loop.epoch_loop.max_steps = self.default_epochs, self.default_steps
 
     def configure_gradient_clipping(
         self,
