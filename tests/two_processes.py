@@ -83,7 +83,7 @@ def main(data: Path, output: Path) -> None:
         "InvAD": tiny(InvAD, density="position_full", shrinkage="auto"),
         "mixture": tiny(OSDIRF, density="mixture_full"),
         "DiffusionAD": DiffusionAD(**DIFFUSION_AD),
-        "sharded": tiny(OSDIRF),
+        "sharded": tiny(OSDIRF, gradient_checkpointing=True),
     }
     for name, model in models.items():
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False) if name == "sharded" else "ddp"

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from anomalib_osdirf import OSDIRF
+from anomalib_osdirf.denoisers.mlp import AdaptiveBlock
 from anomalib_osdirf.models.diffusion_training import ResumeCheckpoint
 from conftest import Losses
 
@@ -279,6 +280,22 @@ def test_cache_beyond_the_limit_is_a_file_with_the_same_result(
     _assert_same(*results)
     assert "MiB in memory" in caplog.text
     assert "MiB in a memory-mapped temporary file" in caplog.text
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, computed = [], []
+    compute = AdaptiveBlock.compute
+    monkeypatch.setattr(AdaptiveBlock, "compute", lambda *inputs: computed.append(1) or compute(*inputs))
+    for again in (False, True):
+        model = tiny(seed=0, gradient_checkpointing=again)
+        computed.clear()
+        engine(limit_val_batches=0).fit(model, datamodule=folder())
+        weights.append((len(computed), model.model.denoiser.state_dict()))
+    (once, kept), (twice, recomputed) = weights
+    torch.testing.assert_close(kept, recomputed, rtol=0, atol=1e-6)
+    assert twice > once
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks eps_theta(z_t, t) that predict the noise in a feature grid."""
 
+from anomalib_osdirf.denoisers.checkpointing import checkpoint_gradients
 from anomalib_osdirf.denoisers.dit import DiT
 from anomalib_osdirf.denoisers.fold import fold
 from anomalib_osdirf.denoisers.mlp import PositionMLP
@@ -9,4 +10,13 @@ from anomalib_osdirf.denoisers.registry import DENOISERS, build_denoiser
 from anomalib_osdirf.denoisers.unet import UNet
 from anomalib_osdirf.denoisers.velocity import VelocityDenoiser
 
-__all__ = ["DENOISERS", "DiT", "PositionMLP", "UNet", "VelocityDenoiser", "build_denoiser", "fold"]
+__all__ = [
+    "DENOISERS",
+    "DiT",
+    "PositionMLP",
+    "UNet",
+    "VelocityDenoiser",
+    "build_denoiser",
+    "checkpoint_gradients",
+    "fold",
+]

@@ -5,6 +5,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_osdirf.denoisers.checkpointing import CheckpointedBlock
 from anomalib_osdirf.denoisers.embedding import TimestepEmbedding, grid_positions
 
 
@@ -29,7 +30,7 @@ class Attention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(CheckpointedBlock):
     """Transformer block with adaLN-Zero: attention and perceptron, each shifted, scaled and gated by the timestep.
 
     Args:
@@ -47,9 +48,9 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
+    def compute(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """Map tokens ``(B, P, width)`` to the same shape, given the time embedding ``(B, width)``."""
-        modulation = self.modulation(functional.silu(time))[:, None].chunk(6, dim=-1)
+        modulation = self.modulation(functional.silu(condition))[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         tokens = tokens + gate1 * self.attention(self.norm1(tokens) * (1 + scale1) + shift1)
         return tokens + gate2 * self.mlp(self.norm2(tokens) * (1 + scale2) + shift2)

@@ -5,10 +5,11 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_osdirf.denoisers.checkpointing import CheckpointedBlock
 from anomalib_osdirf.denoisers.embedding import TimestepEmbedding, grid_positions
 
 
-class AdaptiveBlock(nn.Module):
+class AdaptiveBlock(CheckpointedBlock):
     """Residual block x + gate * MLP(norm(x) * (1 + scale) + shift), modulated by timestep and position.
 
     Args:
@@ -25,7 +26,7 @@ class AdaptiveBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def compute(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """Map tokens ``(B, P, width)`` to the same shape, given the condition ``(B, P, condition_width)``."""
         shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
         return tokens + gate * self.mlp(self.norm(tokens) * (1 + scale) + shift)

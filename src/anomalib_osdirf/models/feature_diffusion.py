@@ -24,6 +24,7 @@ from anomalib_osdirf.data.feature_cache import (
     reason_not_to_cache,
 )
 from anomalib_osdirf.data.resumable import ResumableImageLoader, SharedDataModule, ahead, ordered
+from anomalib_osdirf.denoisers import checkpoint_gradients
 from anomalib_osdirf.density import Density
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models import tiles
@@ -60,6 +61,7 @@ class FeatureDiffusion(DiffusionTraining):
         "warmup_epochs",
         "feature_cache",
         "cache_memory_gb",
+        "gradient_checkpointing",
     }
     positive_arguments = (*DiffusionTraining.positive_arguments, "warmup_epochs")
     non_negative_arguments = (
@@ -179,6 +181,8 @@ class FeatureDiffusion(DiffusionTraining):
         super().on_fit_start()
         if self.hparams["pre_trained"] and not self._restored:
             self.model.backbone.load_pretrained(self.hparams["backbone_weights"])
+        if self.hparams["gradient_checkpointing"]:
+            checkpoint_gradients(self.model.denoiser)
         self._feature_pass()
 
     @torch.no_grad()

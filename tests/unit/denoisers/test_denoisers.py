@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from anomalib_osdirf.denoisers import DiT, PositionMLP, UNet, VelocityDenoiser, build_denoiser
+from anomalib_osdirf.denoisers import (
+    DiT,
+    PositionMLP,
+    UNet,
+    VelocityDenoiser,
+    build_denoiser,
+    checkpoint_gradients,
+)
 from anomalib_osdirf.denoisers.ema import EMA
 from anomalib_osdirf.denoisers.embedding import grid_positions, sine_cosine
 
@@ -168,3 +175,27 @@ def test_sizes_of_the_transformers(name: str, millions: int) -> None:
     with torch.device("meta"):
         denoiser = build_denoiser(name, 272, 16)
     assert sum(parameter.numel() for parameter in denoiser.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradient_checkpointing_keeps_less_and_has_the_same_gradients(name: str) -> None:
+    gradients, kept = [], []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        denoiser = VelocityDenoiser(_small(name).double().train())
+        if checkpointed:
+            checkpoint_gradients(denoiser)
+        z = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = denoiser(z, torch.tensor([3, 700])).square().mean()
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append([parameter.grad for parameter in denoiser.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    assert kept[1] < 0.8 * kept[0]

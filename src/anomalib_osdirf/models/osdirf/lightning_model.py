@@ -79,6 +79,8 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
             image is read once more for that. A prediction does it in any case. Defaults to ``False``.
         feature_cache: Compute features once and train on them, where the data are not augmented. Defaults to ``True``.
         cache_memory_gb: Size in GiB above which a process's cache is a memory-mapped file. Defaults to ``4.0``.
+        gradient_checkpointing: Compute the denoiser's activations again in the backward pass instead of keeping them:
+            slower trainings in less memory, for large denoisers. Defaults to ``False``.
         false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
             normal images alone, and scores have p-values, see
             :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` leaves the thresholds to
@@ -139,6 +141,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         skip_broken_images: bool = False,
         feature_cache: bool = True,
         cache_memory_gb: float = 4.0,
+        gradient_checkpointing: bool = False,
         false_alarm_rate: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
