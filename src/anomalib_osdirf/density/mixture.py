@@ -102,32 +102,36 @@ class PositionMixture(SeveralKinds, FittedDensity):
 
     # ------------------------------------------------------------------ fit
 
-    def cluster(self, descriptors: Iterable[Tensor], fields: Iterable[Tensor], processes: Processes = ALONE) -> None:
+    def cluster(
+        self,
+        features: Callable[[], Iterable[Tensor]],
+        fields: Callable[[], Iterable[Tensor]],
+        processes: Processes = ALONE,
+    ) -> None:
         """Find the kinds, before :meth:`fit`.
 
+        Features tell kinds, by their means over all positions, and how many of them there are; the field knows less.
+
         Args:
-            descriptors: What tells training images' kinds, in batches of shape ``(B, F)``.
-            fields: Their fields in the same order, in batches of shape ``(B, D, h, w)``.
+            features: Returns the training images' features in batches of shape ``(B, D, h, w)``, whenever called.
+            fields: Returns their fields in the same order and of the same shapes.
             processes: Who has the other images.
         """
-        described = processes.gathered(torch.cat(list(descriptors)))
+        described = processes.gathered(torch.cat([batch.mean(dim=(2, 3)) for batch in features()]))
         most = _MOST_CLUSTERS if self.num_clusters == AUTO else int(self.num_clusters)
         labels = processes.first(clusters(described, most))
-        count = int(labels.max()) + 1
-        half = torch.zeros_like(labels)
-        for index in range(count):
-            half[labels == index] = torch.arange(int((labels == index).sum()), device=half.device) % 2
-        own = (2 * labels + half)[processes.rank :: processes.count]
-        moments = moments_of(_labelled(fields, own), 2 * count, processes)
-        halves = list(zip(moments[::2], moments[1::2], strict=True))
-        kinds = torch.arange(count)
-        if self.num_clusters == AUTO:
+        own = slice(processes.rank, None, processes.count)
+        if self.num_clusters == AUTO and int(labels.max()):
+            count = int(labels.max()) + 1
+            half = torch.zeros_like(labels)
+            for index in range(count):
+                half[labels == index] = torch.arange(int((labels == index).sum()), device=half.device) % 2
+            moments = moments_of(_labelled(features(), (2 * labels + half)[own]), 2 * count, processes)
+            halves = list(zip(moments[::2], moments[1::2], strict=True))
             centres = [described[labels == index].mean(dim=0) for index in range(count)]
-            kinds = processes.first(joined_where_likelier(halves, centres, self._build()))
-        joined = [StreamingMoments() for _ in kinds.unique()]
-        for kind, (even, odd) in zip(kinds.tolist(), halves, strict=True):
-            joined[kind] = joined[kind].merged(even).merged(odd)
-        self._set(joined)
+            labels = joined_where_likelier(halves, centres, self._build()).to(labels)[labels]
+            labels = processes.first(labels)
+        self._set(moments_of(_labelled(fields(), labels[own]), int(labels.max()) + 1, processes))
 
     def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> Callable[[], Density]:
         """See :meth:`FittedDensity.fit`: the Gaussians of each kind, on the images that choose it.

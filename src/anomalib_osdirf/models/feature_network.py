@@ -288,14 +288,12 @@ class ReadOutNetwork(nn.Module, ABC):
     def find_kinds(self, z: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
         """Find the kinds of image that a mixture tells apart, before :meth:`fit`; other densities have one.
 
-        Images are clustered by the means of their whitened features over all positions: the field knows less of kinds.
-
         Args:
             z: Returns the whitened features of all training images in batches ``(B, D, h, w)``, whenever it is called.
             processes: Who has those of the other images.
         """
         if isinstance(self.density, PositionMixture):
-            self.density.cluster((one.mean(dim=(2, 3)) for one in z()), map(self.field, z()), processes)
+            self.density.cluster(z, lambda: map(self.field, z()), processes)
 
     def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> Callable[[], Density]:
         """Fit the density on the fields of normal training images, then the constants of an image score that has any.

@@ -39,7 +39,7 @@ def _fitted(
     """Cluster fields by their own means, in batches."""
     density = PositionMixture(DIM, GRID, num_clusters)
     batches = fields[processes.rank :: processes.count].split(7)
-    density.cluster((field.mean(dim=(2, 3)) for field in batches), batches, processes)
+    density.cluster(lambda: batches, lambda: batches, processes)
     return density, density.fit(batches, processes)
 
 
@@ -72,6 +72,14 @@ def test_images_are_scored_by_their_own_kind_which_nobody_names(num_clusters: in
 
 def test_one_kind_of_image_is_not_divided() -> None:
     assert _fitted(_kind(0, 120))[0].num_kinds == 1
+
+
+def test_features_tell_kinds_not_fields() -> None:
+    alike, apart = _kind(0, 60), torch.cat([_kind(0, 30), _kind(1, 30)])
+    for features, fields, count in ((alike, apart, 1), (apart, alike, 2)):
+        density = PositionMixture(DIM, GRID)
+        density.cluster(lambda batch=features: batch.split(7), lambda batch=fields: batch.split(7))
+        assert density.num_kinds == count
 
 
 def test_image_that_is_left_out_is_left_out_of_its_own_kind() -> None:
