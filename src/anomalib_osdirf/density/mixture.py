@@ -192,8 +192,17 @@ class PositionMixture(SeveralKinds, FittedDensity):
 
     def _squared_distance(self, field: Tensor, kind: Tensor) -> Tensor:
         """Squared Mahalanobis distances by the Gaussians of each image's kind, shape ``(B, P, 1)``."""
-        vectors = field.flatten(2).transpose(1, 2) - self.mean[kind]
-        return torch.matmul(vectors.unsqueeze(2), self.whitener[kind].transpose(2, 3)).square().sum(dim=3)
+        vectors = field.flatten(2).transpose(1, 2)
+        if torch.compiler.is_exporting():  # no loop over what is in a batch, so each image's covariances are gathered
+            whitened = torch.matmul((vectors - self.mean[kind]).unsqueeze(2), self.whitener[kind].transpose(2, 3))
+            return whitened.square().sum(dim=3)
+        distances = vectors.new_empty(*vectors.shape[:2], 1)
+        for index in kind.unique().tolist():
+            own = kind == index
+            centred = (vectors[own] - self.mean[index]).transpose(0, 1).contiguous()  # (P, b, D)
+            whitened = torch.bmm(centred, self.whitener[index].transpose(1, 2))
+            distances[own] = whitened.square().sum(dim=2, keepdim=True).transpose(0, 1)
+        return distances
 
 
 class LeaveOneOutMixture(Density):
