@@ -81,7 +81,7 @@ class PositionMixture(SeveralKinds, FittedDensity):
             msg = f"num_clusters={num_clusters!r} is neither {AUTO} nor a whole number of at least 1; use one."
             raise ValueError(msg)
         if shrinkage == "auto":
-            msg = "shrinkage=auto is not for density=mixture_full; use oas or a number from 0 to 1."
+            msg = "shrinkage=auto is not for density=mixture_full; use oas, a number, or density=position_full."
             raise ValueError(msg)
         self.num_clusters = num_clusters
         self._build = partial(PositionGaussian, dim, grid_size, shrinkage)

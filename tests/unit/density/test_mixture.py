@@ -198,7 +198,10 @@ def test_sum_by_kind_has_medians_and_spreads_of_its_own() -> None:
         ({"num_clusters": True}, "num_clusters=True is neither auto"),
         ({"num_clusters": 2.5}, r"num_clusters=2\.5 is neither auto"),
         ({"shrinkage": "ledoit"}, "shrinkage='ledoit' is neither oas nor auto"),
-        ({"shrinkage": "auto"}, "shrinkage=auto is not for density=mixture_full; use oas or a number from 0 to 1"),
+        (
+            {"shrinkage": "auto"},
+            "shrinkage=auto is not for density=mixture_full; use oas, a number, or density=pos",
+        ),
         ({"name": "position", "num_clusters": 3}, "num_clusters=3 needs density=mixture_full, not position; leave num"),
     ],
 )

@@ -42,14 +42,15 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
             ``noised`` ones, by one noise field that is drawn once and kept. Defaults to ``scaled``.
         density: Gaussian of the field: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
             channel; ``position``, with those for each position and channel; ``position_full``, with a full covariance
-            for each position; or ``mixture_full``, the same for each of several kinds of training image, of which the
-            field itself tells an image's, for one model of many categories. Defaults to ``position_full``.
+            for each position; or ``mixture_full``, the same for each kind of training image, of which the field itself
+            tells an image's: for one product in several kinds, or one model of many categories, and the same as
+            ``position_full`` where there is one kind. Defaults to ``mixture_full``.
         num_clusters: How many kinds ``mixture_full`` has, clusters of the training images; ``auto`` starts from 16 and
             joins them where that makes held-out training images likelier. Defaults to ``auto``.
         shrinkage: How ``position_full`` and ``mixture_full`` shrink their covariances S, so that few images suffice:
             ``oas``, towards a multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or,
-            of ``position_full``, ``auto``, the number under which held-out training images are likeliest. Defaults to
-            ``oas``.
+            of ``position_full`` alone, ``auto``, the number under which held-out training images are likeliest.
+            Defaults to ``oas``.
         image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third), ``mean``, or
             ``max_top_k``, the sum of the first two, each in standard deviations of the training images, for defects
             small and large. Defaults to ``max_top_k``.
@@ -120,7 +121,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         prediction_type: str = "v_prediction",
         timestep: int = 80,
         state: str = "scaled",
-        density: str = "position_full",
+        density: str = "mixture_full",
         num_clusters: int | str = "auto",
         shrinkage: float | str = "oas",
         image_score: str = "max_top_k",
