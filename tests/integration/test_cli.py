@@ -57,7 +57,7 @@ def test_train_in_a_process_of_its_own(parts: Path, tmp_path: Path) -> None:
     output = _anomalib("train", *MODEL, *_data(parts), *QUIET, folder=tmp_path)
     assert "image_AUROC" in output
     assert "Features of 12 images: cached," in output
-    assert "Density: position_full, fitted on 12 images." in output
+    assert "Density: mixture_full, fitted on 12 images." in output
     checkpoints = list(tmp_path.rglob("model.ckpt"))
     assert any(path.resolve().parts[-5:-3] == ("parts", "v0") for path in checkpoints)
 

@@ -62,7 +62,7 @@ def test_exported_scores_are_the_models_also_when_the_density_is_fitted_anew(
 def test_without_a_denoiser_nothing_is_trained_and_features_are_the_field(
     tiny: MakeModel, folder: MakeFolder, engine: MakeEngine
 ) -> None:
-    model, run = tiny(denoiser="none", state="clean", image_score="max"), engine()
+    model, run = tiny(denoiser="none", state="clean", density="position_full", image_score="max"), engine()
     metrics = run.train(model, datamodule=folder())[0]
     assert run.trainer.global_step == 0
     assert metrics["image_AUROC"] >= 0
