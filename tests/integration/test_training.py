@@ -282,6 +282,20 @@ def test_cache_beyond_the_limit_is_a_file_with_the_same_result(
     assert "MiB in a memory-mapped temporary file" in caplog.text
 
 
+def test_mixed_precision_trains_the_denoiser_and_scores_in_float32(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine
+) -> None:
+    weights = []
+    for precision in ("32-true", "bf16-mixed"):
+        model, run = tiny(seed=0), engine(precision=precision)
+        run.fit(model, datamodule=folder())
+        weights.append(model.model.denoiser.state_dict())
+        _assert_same(*(_predictions(model, folder(), engine(precision=one)) for one in ("32-true", precision)))
+    exact, mixed = weights
+    torch.testing.assert_close(exact, mixed, rtol=0.1, atol=1e-2)
+    assert any(not torch.equal(exact[name], mixed[name]) for name in exact)
+
+
 def test_gradient_checkpointing_trains_to_the_same_weights(
     folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

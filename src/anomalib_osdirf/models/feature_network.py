@@ -213,13 +213,14 @@ class FeatureNetwork(nn.Module, ABC):
             raise RuntimeError(NEVER_FITTED)
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Score images, see :meth:`ReadOutNetwork.forward`.
+        """Score images, see :meth:`ReadOutNetwork.forward`, in the precision of the density's fit: without autocast.
 
         Raises:
             RuntimeError: If the density was never fitted.
         """
         self.check_fitted()
-        batch: InferenceBatch = self.deployed()(self._precise(images))
+        with torch.autocast(images.device.type, enabled=False):
+            batch: InferenceBatch = self.deployed()(self._precise(images))
         return batch
 
 
