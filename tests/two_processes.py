@@ -81,7 +81,7 @@ def main(data: Path, output: Path) -> None:
         "OSDIRF": tiny(OSDIRF),
         "uncached": tiny(OSDIRF, feature_cache=False),
         "InvAD": tiny(InvAD, density="position_full", shrinkage="auto"),
-        "mixture": tiny(OSDIRF, density="mixture_full"),
+        "position_full": tiny(OSDIRF, density="position_full"),
         "DiffusionAD": DiffusionAD(**DIFFUSION_AD),
         "sharded": tiny(OSDIRF, gradient_checkpointing=True),
     }

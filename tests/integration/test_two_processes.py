@@ -66,11 +66,11 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Res
         "InvAD": train(
             tiny(InvAD, density="position_full", shrinkage="auto"), data, tmp_path_factory.mktemp("one"), devices=1
         ),
-        "mixture": train(tiny(OSDIRF, density="mixture_full"), data, tmp_path_factory.mktemp("one"), devices=1),
+        "position_full": train(tiny(OSDIRF, density="position_full"), data, tmp_path_factory.mktemp("one"), devices=1),
     }
 
 
-@pytest.mark.parametrize("name", ["OSDIRF", "uncached", "InvAD", "mixture", "sharded"])
+@pytest.mark.parametrize("name", ["OSDIRF", "uncached", "InvAD", "position_full", "sharded"])
 def test_two_processes_end_where_one_does(name: str, output: Path, alone: dict[str, Result]) -> None:
     """Whitening, weights, their average, density, score constants, thresholds; also with sharded weights (FSDP)."""
     expected = alone.get(name, alone["OSDIRF"])
@@ -79,7 +79,7 @@ def test_two_processes_end_where_one_does(name: str, output: Path, alone: dict[s
         torch.testing.assert_close(result["state"], expected["state"], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["OSDIRF", "uncached", "InvAD", "mixture", "DiffusionAD", "sharded"])
+@pytest.mark.parametrize("name", ["OSDIRF", "uncached", "InvAD", "position_full", "DiffusionAD", "sharded"])
 def test_both_processes_have_the_same_bits(name: str, output: Path) -> None:
     one, other = (result["state"] for result in _results(output, name))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
