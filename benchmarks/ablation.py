@@ -84,7 +84,7 @@ STUDIES: dict[str, dict[str, Sequence[Any]]] = {
     "precision": {"precision": PRECISIONS},
     "few_shot": {
         "images": (5, 10, 50, 200, 0),
-        "steps": (120, 240, 600),
+        "steps": (240, 480, 600),
         "density": ("standard", "position_full", "position_full:auto"),
     },
 }

@@ -162,7 +162,7 @@ def test_trainer_arguments_win_over_the_models(folder: MakeFolder, tiny: MakeMod
 def test_few_images_are_trained_on_for_fewer_steps(
     folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (OSDIRF.default_epochs, OSDIRF.default_steps) == (120, 600)
+    assert (OSDIRF.default_epochs, OSDIRF.default_steps) == (240, 600)
     for epochs, steps, done in ((2, 600, 6), (120, 4, 4)):  # three steps an epoch
         monkeypatch.setattr(OSDIRF, "default_epochs", epochs)
         monkeypatch.setattr(OSDIRF, "default_steps", steps)

@@ -69,7 +69,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         seed: Seed of the initial weights, of the order of images and of the training's noise; ``None`` follows torch's
             global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.) Defaults to ``None``.
         max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
-            Defaults to ``None``: 600 steps, or 120 epochs where that is less (up to 128 images in batches of 32),
+            Defaults to ``None``: 600 steps, or 240 epochs where that is less (up to 64 images in batches of 32),
             because a denoiser that knows few images by heart has fields on them that no other image has.
         max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
@@ -106,7 +106,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
 
     model: OSDIRFModel
     network_class = OSDIRFModel
-    default_epochs = 120
+    default_epochs = 240
     default_steps = 600
 
     def __init__(
