@@ -88,7 +88,9 @@ def test_checkpoint_with_a_noise_field_loads_as_invad_and_back(
     back = OSDIRF.load_from_checkpoint(str(inverting.best_model_path), state="noised")
     engine().validate(back, datamodule=folder())
     original = OSDIRF.load_from_checkpoint(str(run.best_model_path))
-    torch.testing.assert_close(back.post_processor.image_threshold, original.post_processor.image_threshold)
+    torch.testing.assert_close(
+        back.post_processor.image_threshold, original.post_processor.image_threshold, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

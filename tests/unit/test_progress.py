@@ -78,7 +78,8 @@ def test_a_training_in_a_log_file_tells_its_phases_without_bars(
     engine(enable_progress_bar=True).fit(tiny(), datamodule=folder())
     output = capsys.readouterr().out
     starts = [line.split(" in ")[0] for line in output.splitlines() if " in " in line]
-    assert starts == ["Feature pass: 12 images", "Training: 24 images", *["Density fit: 12 images"] * 2]
+    passes = [f"{name}: 12 images" for name in ("Kinds of image", "Density fit") for _ in range(2)]
+    assert starts == ["Feature pass: 12 images", "Training: 24 images", *passes]
     assert "Training: 6 steps." in output
     assert "Training: step 3, " in output
     assert "Epoch" not in output
