@@ -116,7 +116,7 @@ def test_checkpoint_of_invad_loads_as_osdirf(
     reference = OSDIRF.load_from_checkpoint(trained.checkpoint)
     torch.testing.assert_close(_raw(model, parts), _raw(reference, parts), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(
-        model.post_processor.image_threshold, reference.post_processor.image_threshold, rtol=1e-4, atol=1e-4
+        model.post_processor.image_threshold, reference.post_processor.image_threshold, rtol=1e-5, atol=1e-5
     )
 
 

@@ -26,7 +26,7 @@ _MOST_CLUSTERS = 16
 # Fewer images than this tell too little about their covariance: they go to the nearest larger cluster.
 _FEWEST_IMAGES = 8
 _SEED = 0
-_RESTARTS = 100  # the best of so many is the same one from seed to seed
+_RESTARTS = 100  # the best of few hangs on the seed
 
 Halves = tuple[StreamingMoments, StreamingMoments]
 
