@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from anomalib_osdirf.density import PositionMixture, SumByKind
 from anomalib_osdirf.models.feature_network import upsampled
 from anomalib_osdirf.models.invad import InvADModel
 from anomalib_osdirf.models.osdirf import OSDIRFModel
@@ -60,6 +61,23 @@ def build(arguments: argparse.Namespace, denoiser: str) -> tuple[DeployedOSDIRF,
         num_inference_steps=3, timestep_spacing="paper", image_score="nll_diff", density="standard", **shared
     )
     return model.eval().deploy().eval(), invad.eval().deploy().eval()
+
+
+@torch.no_grad()
+def of_kinds(network: DeployedOSDIRF, kinds: int) -> DeployedOSDIRF:
+    """Give the network Gaussians of several kinds of image, as far apart as random images are."""
+    centres = network.field_of(network.backbone.pool(network.backbone(torch.rand(kinds, 3, *_SIZE))))
+    _, dim, side, _ = centres.shape
+    density, score = PositionMixture(dim, side), SumByKind(2)
+    density.set_buffers(
+        mean=centres.flatten(2).transpose(1, 2),
+        whitener=torch.eye(dim).repeat(kinds, side**2, 1, 1),
+        log_normaliser=torch.zeros(kinds, side**2),
+    )
+    density.choice.set_gaussians(centres.flatten(1), torch.ones(kinds, dim * side**2))
+    score.set_buffers(**{name: torch.ones(kinds, *value.shape[1:]) for name, value in score.named_buffers()})
+    network.density, network.score = density, score
+    return network.eval()
 
 
 def parts(network: DeployedOSDIRF, batch: int) -> list[Part]:
@@ -152,6 +170,7 @@ def main() -> None:
     parser.add_argument("--denoisers", nargs="+", default=["mlp", "unet", "dit_s"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--map-grid-size", type=int, default=32, help="0 leaves the features' own density out")
+    parser.add_argument("--kinds", type=int, default=9, help="of image, that OSDIRF's density is of")
     parser.add_argument("--openvino", action="store_true", help="time OpenVINO's networks, too")
     parser.add_argument("--compile", action="store_true", help="time torch.compile's networks, too")
     parser.add_argument("--rounds", type=int, default=20)
@@ -159,9 +178,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rate, bandwidth = machine_rates()
     machine = f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
-    lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32"]
+    lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32, {arguments.kinds} kinds"]
     for denoiser in arguments.denoisers:
         network, invad = build(arguments, denoiser)
+        network = of_kinds(network, arguments.kinds)
         for batch in arguments.batches:
             with torch.inference_mode():
                 every = parts(network, batch)

@@ -20,10 +20,8 @@ from typing import Any
 import torch
 from anomalib.models.image.padim.torch_model import PadimModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-from cost_model import build, medians
+from cost_model import build, medians, of_kinds
 from torch import nn
-
-from anomalib_osdirf.density import PositionMixture, SumByKind
 
 SIZE = 256
 
@@ -47,31 +45,11 @@ def padim(arguments: argparse.Namespace) -> nn.Module:
     return model
 
 
-@torch.no_grad()
-def osdirf(arguments: argparse.Namespace, kinds: int) -> nn.Module:
-    """Build OSDIRF with Gaussians of several kinds of image, as far apart as random images are."""
-    network = build(arguments, "mlp")[0]
-    centres = network.field_of(network.backbone.pool(network.backbone(torch.rand(kinds, 3, SIZE, SIZE))))
-    _, dim, side, _ = centres.shape
-    density, score = PositionMixture(dim, side), SumByKind(2)
-    density.set_buffers(
-        mean=centres.flatten(2).transpose(1, 2),
-        whitener=torch.eye(dim).repeat(kinds, side**2, 1, 1),
-        log_normaliser=torch.zeros(kinds, side**2),
-        scale=torch.ones(kinds, dim * side**2),
-        offset=-centres.flatten(1),
-        log_std=torch.zeros(kinds),
-    )
-    score.set_buffers(**{name: torch.ones(kinds, *value.shape[1:]) for name, value in score.named_buffers()})
-    network.density, network.score = density, score
-    return network.eval()
-
-
 def builders(arguments: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     """Return what builds each model."""
     return {
         "OSDIRF, one kind of image": lambda: build(arguments, "mlp")[0],
-        "OSDIRF, nine kinds": lambda: osdirf(arguments, 9),
+        "OSDIRF, nine kinds": lambda: of_kinds(build(arguments, "mlp")[0], 9),
         "InvAD, 3 steps": lambda: build(arguments, "mlp")[1],
         "PatchCore 1 %": lambda: patchcore(arguments, 0.01),
         "PatchCore 10 %": lambda: patchcore(arguments, 0.1),

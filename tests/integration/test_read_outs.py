@@ -24,8 +24,9 @@ MakeEngine = Callable[..., Engine]
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param({"denoiser": "unet", "shrinkage": "auto"}, marks=pytest.mark.slow),
+        pytest.param({"denoiser": "unet", "density": "position_full", "shrinkage": "auto"}, marks=pytest.mark.slow),
         {"state": "noised", "density": "position"},
+        {"density": "mixture_full", "num_clusters": 1},
         {"denoiser": "none", "state": "clean", "density": "channel"},
     ],
     ids=lambda arguments: next(iter(arguments.values())),

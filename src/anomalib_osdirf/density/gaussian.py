@@ -130,6 +130,10 @@ class Density(nn.Module, ABC):
         del field
         return None
 
+    def buffers_in_use(self) -> dict[str, Tensor]:
+        """Return the buffers that scoring reads, by name."""
+        return dict(self.named_buffers())
+
     @abstractmethod
     def squared_distance(self, field: Tensor) -> Tensor:
         """Squared Mahalanobis distance from the mean.

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussians for several kinds of image: clusters of training images, and for each image those that its field suits."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _FEWEST_IMAGES = 8
 _SEED = 0
 _RESTARTS = 100  # the best of few hangs on the seed
 
+# Of the mean variance, where kinds are told apart.
+_LEAST_VARIANCE = 1e-4
+
 Halves = tuple[StreamingMoments, StreamingMoments]
 
 
@@ -46,6 +50,48 @@ class SeveralKinds(nn.Module):
             if saved is not None:
                 self.set_buffers(**{name: buffer.new_zeros(len(saved), *buffer.shape[1:])})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class KindChoice(SeveralKinds):
+    """Which of several kinds a whole field is likeliest under, its channels and positions taken as independent.
+
+    Args:
+        size: Values D h w of a field.
+    """
+
+    centre: Tensor
+    quadratic: Tensor
+    linear: Tensor
+    constant: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        # A kind's negative log density is a polynomial in the difference from a centre; these are its coefficients.
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("quadratic", torch.zeros(0, size))
+        self.register_buffer("linear", torch.zeros(0, size))
+        self.register_buffer("constant", torch.zeros(0))
+
+    def set_gaussians(self, mean: Tensor, variance: Tensor) -> None:
+        """Set the Gaussians of the kinds, means and variances of shape ``(K, D h w)``."""
+        # Coefficients that are all alike in size keep the choice exact in 32 bits.
+        variance = variance.clamp_min(_LEAST_VARIANCE * variance.mean())
+        centre = mean.mean(dim=0)
+        offset = mean - centre
+        self.set_buffers(
+            centre=centre,
+            quadratic=0.5 / variance,
+            linear=-offset / variance,
+            constant=0.5 * (offset.square() / variance + variance.log()).mean(dim=1),
+        )
+
+    def forward(self, field: Tensor) -> Tensor:
+        """Return the kind of each field ``(B, D, h, w)``, the first of equals, shape ``(B,)``."""
+        if len(self.constant) == 1:
+            return torch.zeros_like(field[:, 0, 0, 0], dtype=torch.int64)
+        values = field.flatten(1) - self.centre
+        total = values.square() @ self.quadratic.T + values @ self.linear.T
+        return (total / values.shape[1] + self.constant).argmin(dim=1)
 
 
 class PositionMixture(SeveralKinds, FittedDensity):
@@ -68,9 +114,6 @@ class PositionMixture(SeveralKinds, FittedDensity):
     mean: Tensor
     whitener: Tensor
     log_normaliser: Tensor
-    scale: Tensor
-    offset: Tensor
-    log_std: Tensor
 
     def __init__(
         self, dim: int, grid_size: int, num_clusters: int | str = AUTO, shrinkage: float | str = "oas"
@@ -90,10 +133,7 @@ class PositionMixture(SeveralKinds, FittedDensity):
         self.register_buffer("mean", torch.zeros(0, positions, dim))
         self.register_buffer("whitener", torch.zeros(0, positions, dim, dim))
         self.register_buffer("log_normaliser", torch.zeros(0, positions))
-        # For the choice.
-        self.register_buffer("scale", torch.zeros(0, dim * positions))
-        self.register_buffer("offset", torch.zeros(0, dim * positions))
-        self.register_buffer("log_std", torch.zeros(0))
+        self.choice = KindChoice(dim * positions)
 
     @property
     def num_kinds(self) -> int:
@@ -142,7 +182,8 @@ class PositionMixture(SeveralKinds, FittedDensity):
         if not self.num_kinds:
             msg = "A mixture's kinds must be found by cluster() before it is fitted."
             raise RuntimeError(msg)
-        moments = moments_of(((field, self.choose(field)) for field in fields), self.num_kinds, processes)
+        fitted_by = copy.deepcopy(self.choice)
+        moments = moments_of(((field, fitted_by(field)) for field in fields), self.num_kinds, processes)
         counts = [one.count for one in moments]
         self.num_images = sum(counts)
         logger.info("Kinds of training image: %d, of %s images.", len(counts), ", ".join(map(str, counts)))
@@ -151,34 +192,34 @@ class PositionMixture(SeveralKinds, FittedDensity):
         moments = [one if one.count > 1 else everything for one in moments]
         gaussians = self._set(moments)
         return lambda: LeaveOneOutMixture(
-            self, [gaussian.leave_one_out(one) for gaussian, one in zip(gaussians, moments, strict=True)]
+            self, fitted_by, [gaussian.leave_one_out(one) for gaussian, one in zip(gaussians, moments, strict=True)]
         )
 
     def _set(self, moments: Sequence[StreamingMoments]) -> list[PositionGaussian]:
         """Set the Gaussians of each kind, and return them."""
         gaussians = [self._build().to(self.mean.device) for _ in moments]
-        stds = []
+        variances = []
         for gaussian, one in zip(gaussians, moments, strict=True):
             gaussian.fit_moments(one, StreamingMoments())
-            stds.append(shrunk(one.covariance(), *gaussian.shrinking).diagonal(dim1=-2, dim2=-1).T.flatten().sqrt())
-        std, mean = torch.stack(stds), torch.stack([one.mean.T.flatten() for one in moments])
+            variances.append(shrunk(one.covariance(), *gaussian.shrinking).diagonal(dim1=-2, dim2=-1).T.flatten())
+        self.choice.set_gaussians(torch.stack([one.mean.T.flatten() for one in moments]), torch.stack(variances))
         self.set_buffers(
             mean=torch.stack([gaussian.mean for gaussian in gaussians]),
             whitener=torch.stack([gaussian.whitener for gaussian in gaussians]),
             log_normaliser=torch.stack([gaussian.log_normaliser for gaussian in gaussians]),
-            scale=1 / std,
-            offset=-mean / std,
-            log_std=std.log().sum(dim=1),
         )
         return gaussians
 
     # ------------------------------------------------------------------ use
 
     def choose(self, field: Tensor) -> Tensor:
-        """Return the kind that each whole field is likeliest under, see :meth:`Density.choose`; the first of equals."""
-        # Summed over a dimension that is not the last: OpenVINO 2026.4 is wrong there.
-        standardised = field.flatten(1).unsqueeze(2) * self.scale.T + self.offset.T  # (B, D P, K)
-        return (0.5 * standardised.square().sum(dim=1) + self.log_std).argmin(dim=1)
+        """See :meth:`Density.choose`."""
+        kind: Tensor = self.choice(field)
+        return kind
+
+    def buffers_in_use(self) -> dict[str, Tensor]:
+        """See :meth:`Density.buffers_in_use`; one kind is not chosen."""
+        return dict(self.named_buffers(recurse=self.num_kinds > 1))
 
     def squared_distance(self, field: Tensor) -> Tensor:
         """See :meth:`Density.squared_distance`."""
@@ -193,29 +234,44 @@ class PositionMixture(SeveralKinds, FittedDensity):
     def _squared_distance(self, field: Tensor, kind: Tensor) -> Tensor:
         """Squared Mahalanobis distances by the Gaussians of each image's kind, shape ``(B, P, 1)``."""
         vectors = field.flatten(2).transpose(1, 2)
+        if self.num_kinds == 1:
+            return self._squared_distance_of(vectors, 0)
         if torch.compiler.is_exporting():  # no loop over what is in a batch, so each image's covariances are gathered
-            whitened = torch.matmul((vectors - self.mean[kind]).unsqueeze(2), self.whitener[kind].transpose(2, 3))
-            return whitened.square().sum(dim=3)
+            positions = vectors.shape[1]
+            # By position, which OpenVINO does in parallel: all of an image's in one piece take it three times as long.
+            rows = (positions * kind.unsqueeze(1) + torch.arange(positions, device=kind.device)).flatten()
+            centred = vectors.flatten(0, 1) - self.mean.flatten(0, 1).index_select(0, rows)
+            whitener = self.whitener.transpose(2, 3).flatten(0, 1).index_select(0, rows)
+            whitened = torch.bmm(centred.unsqueeze(1), whitener)
+            return whitened.square().sum(dim=2).unflatten(0, (-1, positions))
         distances = vectors.new_empty(*vectors.shape[:2], 1)
         for index in kind.unique().tolist():
             own = kind == index
-            centred = (vectors[own] - self.mean[index]).transpose(0, 1).contiguous()  # (P, b, D)
-            whitened = torch.bmm(centred, self.whitener[index].transpose(1, 2))
-            distances[own] = whitened.square().sum(dim=2, keepdim=True).transpose(0, 1)
+            distances[own] = self._squared_distance_of(vectors[own], index)
         return distances
+
+    def _squared_distance_of(self, vectors: Tensor, kind: int) -> Tensor:
+        """The same of vectors ``(B, P, D)`` of images that are all of one kind."""
+        centred = (vectors - self.mean[kind]).transpose(0, 1).contiguous()
+        whitened = torch.bmm(centred, self.whitener[kind].transpose(1, 2))
+        return whitened.square().sum(dim=2, keepdim=True).transpose(0, 1)
 
 
 class LeaveOneOutMixture(Density):
     """A mixture that each image it was fitted on is left out of, from the Gaussians of its kind, when it is scored.
 
+    An image of a kind whose fit it had no part in, since it chose another one before, is scored as by the mixture.
+
     Args:
         mixture: The mixture, by which images choose.
-        kinds: What each kind's images are scored by.
+        fitted_by: What they chose by when the mixture was fitted.
+        kinds: What the images that each kind was fitted on are scored by.
     """
 
-    def __init__(self, mixture: PositionMixture, kinds: Sequence[Density]) -> None:
+    def __init__(self, mixture: PositionMixture, fitted_by: KindChoice, kinds: Sequence[Density]) -> None:
         super().__init__()
         self.mixture = mixture
+        self.fitted_by = fitted_by
         self.kinds = nn.ModuleList(kinds)
         self.num_images = mixture.num_images
 
@@ -233,10 +289,12 @@ class LeaveOneOutMixture(Density):
 
     def _by_kind(self, field: Tensor, method: str) -> Tensor:
         """Return what each image's kind has for it."""
-        chosen = self.choose(field)
-        images = [(chosen == index).nonzero().flatten() for index in range(len(self.kinds))]
-        values = [getattr(kind, method)(field[own]) for kind, own in zip(self.kinds, images, strict=True)]
-        return torch.cat(values)[torch.cat(images).argsort()]
+        chosen, fitted = self.choose(field), self.fitted_by(field)
+        values = getattr(self.mixture, method)(field)
+        for index, kind in enumerate(self.kinds):
+            own = (chosen == index) & (fitted == index)
+            values[own] = getattr(kind, method)(field[own])
+        return values
 
 
 def clusters(descriptors: Tensor, most: int) -> Tensor:

@@ -93,7 +93,7 @@ class Backbone(nn.Module):
     def coarse(self, maps: list[Tensor]) -> Tensor:
         """Average the maps of all layers onto the grid of the coarsest one, shape ``(B, C, H / s, W / s)``."""
         height, width = (min(map_.shape[axis] for map_ in maps) for axis in (-2, -1))
-        return torch.cat([functional.adaptive_avg_pool2d(map_, (height, width)) for map_ in maps], dim=1)
+        return torch.cat([averaged(map_, (height, width)) for map_ in maps], dim=1)
 
     def fine(self, maps: list[Tensor], grid_size: int) -> Tensor:
         """Bring the maps of all layers to a finer grid, larger ones averaged and smaller ones interpolated.
@@ -108,7 +108,7 @@ class Backbone(nn.Module):
         size = (grid_size, grid_size)
         return torch.cat(
             [
-                functional.adaptive_avg_pool2d(map_, size)
+                averaged(map_, size)
                 if min(map_.shape[-2:]) >= grid_size
                 else functional.interpolate(map_, size=size, mode="bilinear", align_corners=False)
                 for map_ in maps
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         Returns:
             Shape ``(B, C, grid_size, grid_size)``.
         """
-        return functional.adaptive_avg_pool2d(features, (self.grid_size, self.grid_size))
+        return averaged(features, (self.grid_size, self.grid_size))
 
     def folded(self) -> "Backbone":
         """Return a copy for scoring, its batch norms folded into its convolutions."""
@@ -182,6 +182,16 @@ class Backbone(nn.Module):
                 "with pre_trained=false."
             )
             raise RuntimeError(msg) from error
+
+
+def averaged(map_: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average a map ``(B, C, H, W)`` onto a grid of so many rows and columns, no more than it has itself."""
+    height, width = map_.shape[-2:]
+    if (height, width) == size:
+        return map_
+    if height % size[0] == 0 and width % size[1] == 0:  # the same, up to seven times as fast in OpenVINO
+        return functional.avg_pool2d(map_, (height // size[0], width // size[1]))
+    return functional.adaptive_avg_pool2d(map_, size)
 
 
 def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> Backbone:

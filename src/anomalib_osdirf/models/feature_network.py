@@ -359,7 +359,7 @@ class ReadOutNetwork(nn.Module, ABC):
 
     def fitted_buffers(self) -> dict[str, Tensor]:
         """Return what :meth:`fit` has set, as far as :meth:`read_out` uses it."""
-        return dict(self.density.named_buffers())
+        return self.density.buffers_in_use()
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score images, or their tiles: the score of an image is then that of its worst tile.

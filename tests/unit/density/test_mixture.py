@@ -97,6 +97,18 @@ def test_image_that_is_left_out_is_left_out_of_its_own_kind() -> None:
                 torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4)
 
 
+def test_image_that_chooses_otherwise_after_the_fit_is_not_taken_out_of_images_that_it_is_not_among() -> None:
+    usual, odd = torch.randn(40, DIM, GRID, GRID, generator=torch.Generator().manual_seed(0)), 8 * torch.ones(1)
+    density, _ = _fitted(torch.cat([usual, usual + odd]), num_clusters=2)
+    between = usual[:2] + 3.6  # nearer the first kind, until the second becomes wide
+    wide = torch.cat([usual + odd, usual + 2 * odd])
+    kinds = density.choose(torch.cat([between, wide[:1]])).tolist()
+    left_out = density.fit([usual, between, wide])()
+    assert kinds[0] == kinds[1] != kinds[2] == density.choose(between)[0]
+    torch.testing.assert_close(left_out(between), density(between))
+    assert (left_out(wide) > density(wide)).all()
+
+
 def test_prediction_does_not_depend_on_the_batch() -> None:
     density, _ = _fitted(torch.cat([_kind(number, 20) for number in range(3)]), num_clusters=3)
     test = torch.cat([_kind(number, 2, seed=1) for number in range(3)]) + 0.5

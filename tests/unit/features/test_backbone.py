@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from anomalib_osdirf.features import build_backbone
+from anomalib_osdirf.features.backbone import averaged
 
 NAME = "test_efficientnet"
 
@@ -125,6 +126,12 @@ def test_few_images_at_a_time_are_as_all_at_once() -> None:
     backbone, images = build_backbone(NAME, None, 2), torch.rand(9, 3, 64, 64)
     for few, all_at_once in zip(backbone.maps(images), backbone.network(images), strict=True):
         torch.testing.assert_close(few, all_at_once, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [12, 6, 5])
+def test_maps_are_averaged_as_by_torchs_adaptive_pooling(size: int) -> None:
+    map_ = torch.rand(2, 3, 12, 12)
+    torch.testing.assert_close(averaged(map_, (size, size)), torch.nn.functional.adaptive_avg_pool2d(map_, size))
 
 
 def test_finer_grid_averages_large_maps_and_interpolates_small_ones() -> None:
