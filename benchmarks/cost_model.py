@@ -37,9 +37,10 @@ _SIZE = (256, 256)
 Part = tuple[str, Callable[[], Any], nn.Module | None, list[Tensor]]
 
 
-def build(arguments: argparse.Namespace, denoiser: str) -> tuple[DeployedOSDIRF, nn.Module]:
-    """Build the networks that score, OSDIRF's and InvAD's."""
-    shared: dict[str, Any] = {
+def shared(arguments: argparse.Namespace, denoiser: str) -> dict[str, Any]:
+    """Return the arguments that both models have, after fixing the random weights."""
+    torch.manual_seed(0)
+    return {
         "backbone": arguments.backbone,
         "layers": None,
         "feature_dim": 96,
@@ -48,25 +49,38 @@ def build(arguments: argparse.Namespace, denoiser: str) -> tuple[DeployedOSDIRF,
         "prediction_type": "v_prediction",
         "ema_decay": 0.999,
     }
-    torch.manual_seed(0)
+
+
+def osdirf(arguments: argparse.Namespace, denoiser: str, kinds: int) -> DeployedOSDIRF:
+    """Build OSDIRF's network that scores, of so many kinds of image."""
     model = OSDIRFModel(
         timestep=80,
         state="scaled",
         image_score="max_top_k",
         density="position_full",
         map_grid_size=arguments.map_grid_size or None,
-        **shared,
+        **shared(arguments, denoiser),
     )
-    invad = InvADModel(
-        num_inference_steps=3, timestep_spacing="paper", image_score="nll_diff", density="standard", **shared
+    return of_kinds(model.eval().deploy(), kinds)
+
+
+def invad(arguments: argparse.Namespace, denoiser: str) -> nn.Module:
+    """Build InvAD's network that scores, with three steps."""
+    model = InvADModel(
+        num_inference_steps=3,
+        timestep_spacing="paper",
+        image_score="nll_diff",
+        density="standard",
+        **shared(arguments, denoiser),
     )
-    return model.eval().deploy().eval(), invad.eval().deploy().eval()
+    return model.eval().deploy().eval()
 
 
 @torch.no_grad()
 def of_kinds(network: DeployedOSDIRF, kinds: int) -> DeployedOSDIRF:
     """Give the network Gaussians of several kinds of image, as far apart as random images are."""
-    centres = network.field_of(network.backbone.pool(network.backbone(torch.rand(kinds, 3, *_SIZE))))
+    images = torch.rand(kinds, 1, 3, *_SIZE)
+    centres = torch.cat([network.field_of(network.backbone.pool(network.backbone(image))) for image in images])
     _, dim, side, _ = centres.shape
     density, score = PositionMixture(dim, side), SumByKind(2)
     density.set_buffers(
@@ -180,8 +194,7 @@ def main() -> None:
     machine = f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
     lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32, {arguments.kinds} kinds"]
     for denoiser in arguments.denoisers:
-        network, invad = build(arguments, denoiser)
-        network = of_kinds(network, arguments.kinds)
+        network, other = osdirf(arguments, denoiser, arguments.kinds), invad(arguments, denoiser)
         for batch in arguments.batches:
             with torch.inference_mode():
                 every = parts(network, batch)
@@ -189,11 +202,11 @@ def main() -> None:
                 z = every[3][3][0]
                 runs = {name: run for name, run, *_ in every}
                 runs |= {WHOLE: partial(network, images), BARE: partial(network.backbone.maps, images)}
-                runs |= {INVAD: partial(invad, images), INVERSION: partial(invad.field, z)}
+                runs |= {INVAD: partial(other, images), INVERSION: partial(other.field, z)}
                 rounds = max(3, arguments.rounds // batch)
                 seconds = medians(runs, rounds)
                 engines = {"torch": seconds}
-                networks = {WHOLE: network, BARE: network.backbone.network, INVAD: invad}
+                networks = {WHOLE: network, BARE: network.backbone.network, INVAD: other}
                 if arguments.compile:
                     engines["torch.compile"] = medians(inductor_runs(networks, images), rounds)
                 if arguments.openvino:

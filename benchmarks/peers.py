@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from anomalib.models.image.padim.torch_model import PadimModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-from cost_model import build, medians, of_kinds
+from cost_model import invad, medians, osdirf
 from torch import nn
 
 SIZE = 256
@@ -48,9 +48,9 @@ def padim(arguments: argparse.Namespace) -> nn.Module:
 def builders(arguments: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     """Return what builds each model."""
     return {
-        "OSDIRF, one kind of image": lambda: build(arguments, "mlp")[0],
-        "OSDIRF, nine kinds": lambda: of_kinds(build(arguments, "mlp")[0], 9),
-        "InvAD, 3 steps": lambda: build(arguments, "mlp")[1],
+        "OSDIRF, one kind of image": lambda: osdirf(arguments, "mlp", 1),
+        "OSDIRF, nine kinds": lambda: osdirf(arguments, "mlp", 9),
+        "InvAD, 3 steps": lambda: invad(arguments, "mlp"),
         "PatchCore 1 %": lambda: patchcore(arguments, 0.01),
         "PatchCore 10 %": lambda: patchcore(arguments, 0.1),
         "PaDiM": lambda: padim(arguments),

@@ -5,8 +5,8 @@
     python benchmarks/streaming_memory.py
 
 The features have MobileNetV2's channels on the default grids. Moments of all positions together (for standardisation
-and PCA), moments of each position of the map's grid, density and score constants are fitted as in a training. The cache
-is left out: it has a limit of its own.
+and PCA), moments of each position of the map's grid, kinds of image, density and score constants are fitted as in a
+training. The cache is left out: it has a limit of its own.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from anomalib_osdirf.density import BlockGaussian, PositionGaussian, StandardisedSum, image_score
+from anomalib_osdirf.density import BlockGaussian, PositionMixture, SumByKind, image_score
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments
 
 BANK = 64
@@ -97,18 +97,23 @@ def main() -> None:
     map_density = BlockGaussian(arguments.feature_dim, arguments.map_grid_size)
     map_density.fit_moments(details.affine(whitening.weight, whitening.bias), StreamingMoments())
 
-    density, score = PositionGaussian(arguments.feature_dim, arguments.grid_size), StandardisedSum(2)
-    density.fit(whitening(avg_pool2d(batch, ratio)) for batch in watched("density", features()))
-    score.fit(
-        torch.stack([image_score(nll, term) for term in ("max", "top_k")], dim=1)
-        for nll in (density.map(whitening(avg_pool2d(batch, ratio))) for batch in watched("score", features()))
-    )
+    def fields(name: str) -> Iterator[Tensor]:
+        return (whitening(avg_pool2d(batch, ratio)) for batch in watched(name, features()))
+
+    density, score = PositionMixture(arguments.feature_dim, arguments.grid_size), SumByKind(2)
+    passes = iter(["clusters", "joined clusters"])
+    density.cluster(lambda: fields(next(passes)), lambda: fields("kinds"))
+    density.fit(fields("density"))
+    maps = ((density.map(field), density.choose(field)) for field in fields("score"))
+    terms = ((torch.stack([image_score(nll, term) for term in ("max", "top_k")], dim=1), kind) for nll, kind in maps)
+    score.fit(terms, density.num_kinds)
     sizes = {
         "of all positions together": moments.scatter.nbytes,
         "of each position of the map's grid": details.scatter.nbytes,
-        "of the field, two halves": 2 * 8 * arguments.feature_dim**2 * arguments.grid_size**2,
+        "of a kind's field": 8 * arguments.feature_dim**2 * arguments.grid_size**2,
     }
-    print("\nMoments: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()))
+    print(f"\nKinds: {density.num_kinds}")
+    print("Moments: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()))
 
 
 if __name__ == "__main__":

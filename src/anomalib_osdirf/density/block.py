@@ -27,11 +27,10 @@ class BlockGaussian(PositionGaussian):
     """
 
     def __init__(self, dim: int, grid_size: int) -> None:
-        super().__init__(dim, grid_size)
-        self.side = gcd(grid_size, _BLOCK_SIZE)
-        self.blocks = grid_size // self.side
-        self.register_buffer("whitener", torch.zeros(self.blocks**2, dim, dim))
-        self.register_buffer("log_normaliser", torch.zeros(self.blocks**2))
+        side = gcd(grid_size, _BLOCK_SIZE)
+        super().__init__(dim, grid_size, num_covariances=(grid_size // side) ** 2)
+        self.side = side
+        self.blocks = grid_size // side
 
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
         """See :meth:`Gaussian.fit_moments`."""

@@ -330,6 +330,7 @@ class PositionGaussian(Gaussian):
         dim: Channels D of the field.
         grid_size: Side of the grid; there are ``grid_size ** 2`` Gaussians.
         shrinkage: ``oas``, ``auto`` or a number in [0, 1].
+        num_covariances: Covariances to make room for, one for each position by default.
 
     Raises:
         ValueError: If ``shrinkage`` is none of these.
@@ -339,7 +340,9 @@ class PositionGaussian(Gaussian):
     whitener: Tensor
     log_normaliser: Tensor
 
-    def __init__(self, dim: int, grid_size: int, shrinkage: float | str = "oas") -> None:
+    def __init__(
+        self, dim: int, grid_size: int, shrinkage: float | str = "oas", num_covariances: int | None = None
+    ) -> None:
         super().__init__()
         if isinstance(shrinkage, str):
             known = shrinkage in SHRINKAGES
@@ -351,8 +354,9 @@ class PositionGaussian(Gaussian):
         self.shrinkage = shrinkage
         positions = grid_size * grid_size
         self.register_buffer("mean", torch.zeros(positions, dim))
-        self.register_buffer("whitener", torch.zeros(positions, dim, dim))
-        self.register_buffer("log_normaliser", torch.zeros(positions))
+        covariances = num_covariances or positions
+        self.register_buffer("whitener", torch.zeros(covariances, dim, dim))
+        self.register_buffer("log_normaliser", torch.zeros(covariances))
 
     def fit_moments(self, even: StreamingMoments, odd: StreamingMoments) -> None:
         """See :meth:`Gaussian.fit_moments`. The inverse Cholesky factor is kept: scoring is one matrix product."""

@@ -31,17 +31,15 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
         return folded
     weight = next(network.parameters())
     example = torch.arange(3.0 * _EXAMPLE_SIZE**2).sin().view(1, 3, _EXAMPLE_SIZE, -1).to(weight)
-    made_by: dict[int, nn.Conv2d] = {}
-    kept: list[Tensor] = []  # alive, so that no id is used twice
+    made_by: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # outputs stay alive until they are met, so that no id is reused
     pairs: dict[str, tuple[nn.Conv2d, _BatchNorm]] = {}
     names = {module: name for name, module in folded.named_modules()}
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
-            made_by[id(output)] = module
-            kept.append(output)
+            made_by[id(output)] = (output, module)
         elif id(inputs[0]) in made_by and isinstance(module, _BatchNorm):
-            pairs[names[module]] = (made_by[id(inputs[0])], module)
+            pairs[names[module]] = (made_by.pop(id(inputs[0]))[1], module)
 
     handles = [
         module.register_forward_hook(look) for module in folded.modules() if isinstance(module, nn.Conv2d | _BatchNorm)

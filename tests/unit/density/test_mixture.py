@@ -144,6 +144,14 @@ def test_clusters_of_a_few_odd_images_are_given_up() -> None:
     assert clusters(usual[:3], 16).tolist() == [0] * 3
 
 
+def test_clusters_of_more_images_than_they_are_found_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalib_osdirf.density.mixture._MOST_IMAGES", 25)
+    values = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) + 100 * (torch.arange(60) % 4 == 0)[:, None]
+    labels = clusters(values, 2)
+    assert (labels[::4] == labels[0]).all()
+    assert labels.bincount().sort().values.tolist() == [15, 45]
+
+
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_identical_training_images_still_give_a_density() -> None:
     density, _ = _fitted(torch.ones(20, DIM, GRID, GRID), num_clusters=2)
