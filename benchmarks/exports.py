@@ -55,7 +55,7 @@ def datamodule(root: Path, every: int = 1) -> Folder:
 def export_all(arguments: argparse.Namespace) -> dict[str, Path]:
     """Train what there is no export of yet, and export it; an interrupted run goes on where it was."""
     overlay = {"pretrained_cfg_overlay": {"file": arguments.weights}} if arguments.weights else {}
-    models = {
+    builders = {
         "OSDIRF": partial(OSDIRF, backbone=arguments.backbone, backbone_weights=arguments.weights, seed=arguments.seed),
         "PatchCore 1 %": partial(
             Patchcore,
@@ -67,7 +67,8 @@ def export_all(arguments: argparse.Namespace) -> dict[str, Path]:
     }
     files: dict[str, Path] = {}
     original = timm.create_model
-    for name, build in models.items():
+    for name in arguments.models:
+        build = builders[name]
         root = arguments.output / name.replace(" ", "_").replace("%", "percent")
         wanted = {key: root / key.replace(" ", "_") for key in EXPORTS[name]}
         missing = [key for key, folder in wanted.items() if not (folder / "weights/openvino/model.bin").is_file()]
@@ -204,6 +205,7 @@ def main() -> None:
     """Print a Markdown table and keep it, with the command, in the output folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="data set")
+    parser.add_argument("--models", nargs="+", choices=EXPORTS, default=list(EXPORTS))
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--weights", help="local weights file of the backbone")
     parser.add_argument("--checkpoint", type=Path, help="a trained OSDIRF, instead of training one")
