@@ -37,7 +37,7 @@ Halves = tuple[StreamingMoments, StreamingMoments]
 
 
 class SeveralKinds(nn.Module):
-    """A module whose buffers begin with a dimension for kinds of image, as many as its last fit found."""
+    """A module whose buffers are as long as those that are set or loaded: by the kinds of image that a fit found."""
 
     def set_buffers(self, **values: Tensor) -> None:
         """Give buffers other values, of another number of kinds."""
@@ -161,18 +161,24 @@ class PositionMixture(SeveralKinds, FittedDensity):
         described = processes.gathered(torch.cat([batch.mean(dim=(2, 3)) for batch in features()]))
         most = _MOST_CLUSTERS if self.num_clusters == AUTO else int(self.num_clusters)
         labels = processes.first(clusters(described, most))
-        own = slice(processes.rank, None, processes.count)
         if self.num_clusters == AUTO and int(labels.max()):
-            count = int(labels.max()) + 1
-            half = torch.zeros_like(labels)
-            for index in range(count):
-                half[labels == index] = torch.arange(int((labels == index).sum()), device=half.device) % 2
-            moments = moments_of(_labelled(features(), (2 * labels + half)[own]), 2 * count, processes)
-            halves = list(zip(moments[::2], moments[1::2], strict=True))
-            centres = [described[labels == index].mean(dim=0) for index in range(count)]
-            labels = joined_where_likelier(halves, centres, self._build()).to(labels)[labels]
-            labels = processes.first(labels)
+            labels = self._joined(labels, described, features, processes)
+        own = slice(processes.rank, None, processes.count)
         self._set(moments_of(_labelled(fields(), labels[own]), int(labels.max()) + 1, processes))
+
+    def _joined(
+        self, labels: Tensor, described: Tensor, features: Callable[[], Iterable[Tensor]], processes: Processes
+    ) -> Tensor:
+        """Return each image's kind, given its cluster and means over positions: see :func:`joined_where_likelier`."""
+        count = int(labels.max()) + 1
+        half = torch.zeros_like(labels)
+        for index in range(count):
+            half[labels == index] = torch.arange(int((labels == index).sum()), device=half.device) % 2
+        own = slice(processes.rank, None, processes.count)
+        moments = moments_of(_labelled(features(), (2 * labels + half)[own]), 2 * count, processes)
+        halves = list(zip(moments[::2], moments[1::2], strict=True))
+        centres = [described[labels == index].mean(dim=0) for index in range(count)]
+        return processes.first(joined_where_likelier(halves, centres, self._build()).to(labels)[labels])
 
     def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> Callable[[], Density]:
         """See :meth:`FittedDensity.fit`: the Gaussians of each kind, on the images that choose it.
