@@ -23,6 +23,7 @@ from anomalib_osdirf.density import BlockGaussian, PositionMixture, SumByKind, i
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments
 
 BANK = 64
+CLUSTERED = 10_000  # more images need a pass more to find kinds
 
 
 def resident() -> float:
@@ -101,7 +102,10 @@ def main() -> None:
         return (whitening(avg_pool2d(batch, ratio)) for batch in watched(name, features()))
 
     density, score = PositionMixture(arguments.feature_dim, arguments.grid_size), SumByKind(2)
-    passes = iter(["clusters", "joined clusters"])
+    looks = ["clusters", "joined clusters"]
+    if arguments.images > CLUSTERED:
+        looks.insert(1, "nearest clusters")
+    passes = iter(looks)
     density.cluster(lambda: fields(next(passes)), lambda: fields("kinds"))
     density.fit(fields("density"))
     maps = ((density.map(field), density.choose(field)) for field in fields("score"))

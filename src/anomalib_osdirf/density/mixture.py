@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import combinations
-from math import ceil, inf
+from math import ceil, inf, log2
 from typing import Any
 
 import torch
@@ -158,26 +158,29 @@ class PositionMixture(SeveralKinds, FittedDensity):
             fields: Returns their fields in the same order and of the same shapes.
             processes: Who has the other images.
         """
-        described = processes.gathered(torch.cat([batch.mean(dim=(2, 3)) for batch in features()]))
+        described, spacing = _described(features(), processes)
         most = _MOST_CLUSTERS if self.num_clusters == AUTO else int(self.num_clusters)
-        labels = processes.first(clusters(described, most))
-        if self.num_clusters == AUTO and int(labels.max()):
-            labels = self._joined(labels, described, features, processes)
+        centres = processes.first(clusters(described, most))
+        if spacing == 1:
+            labels = processes.first(nearest(described, centres))
+        else:
+            labels = processes.gathered(torch.cat([nearest(_means(batch), centres) for batch in features()]))
+        if self.num_clusters == AUTO and len(centres) > 1:
+            centres = torch.stack([described[labels[::spacing] == index].mean(dim=0) for index in range(len(centres))])
+            labels = self._joined(labels, centres, features, processes)
         own = slice(processes.rank, None, processes.count)
         self._set(moments_of(_labelled(fields(), labels[own]), int(labels.max()) + 1, processes))
 
     def _joined(
-        self, labels: Tensor, described: Tensor, features: Callable[[], Iterable[Tensor]], processes: Processes
+        self, labels: Tensor, centres: Tensor, features: Callable[[], Iterable[Tensor]], processes: Processes
     ) -> Tensor:
-        """Return each image's kind, given its cluster and means over positions: see :func:`joined_where_likelier`."""
-        count = int(labels.max()) + 1
+        """Return each image's kind, given its cluster and the clusters' centres: see :func:`joined_where_likelier`."""
         half = torch.zeros_like(labels)
-        for index in range(count):
+        for index in range(len(centres)):
             half[labels == index] = torch.arange(int((labels == index).sum()), device=half.device) % 2
         own = slice(processes.rank, None, processes.count)
-        moments = moments_of(_labelled(features(), (2 * labels + half)[own]), 2 * count, processes)
+        moments = moments_of(_labelled(features(), (2 * labels + half)[own]), 2 * len(centres), processes)
         halves = list(zip(moments[::2], moments[1::2], strict=True))
-        centres = [described[labels == index].mean(dim=0) for index in range(count)]
         return processes.first(joined_where_likelier(halves, centres, self._build()).to(labels)[labels])
 
     def fit(self, fields: Iterable[Tensor], processes: Processes = ALONE) -> Callable[[], Density]:
@@ -304,6 +307,32 @@ class LeaveOneOutMixture(Density):
         return values
 
 
+def _means(batch: Tensor) -> Tensor:
+    """What tells kinds: means over all positions of features ``(B, D, h, w)``, shape ``(B, D)``."""
+    return batch.mean(dim=(2, 3))
+
+
+def _described(batches: Iterable[Tensor], processes: Processes) -> tuple[Tensor, int]:
+    """Return what tells the kinds of at most ``_MOST_IMAGES`` images, and the spacing of these among all."""
+
+    def thinned(total: int, numbers: Tensor, values: Tensor) -> tuple[int, Tensor, Tensor]:
+        spacing = 2 ** max(0, ceil(log2(total / _MOST_IMAGES)))
+        chosen = numbers % spacing == 0
+        return spacing, numbers[chosen], values[chosen]
+
+    images, seen = [], 0
+    for batch in batches:
+        numbers = processes.rank + processes.count * torch.arange(seen, seen + len(batch), device=batch.device)
+        seen += len(batch)
+        images.append((numbers, _means(batch)))
+        images = [thinned(int(numbers[-1]) + 1, *map(torch.cat, zip(*images, strict=True)))[1:]]
+    total = int(processes.add(torch.tensor(seen)))
+    spacing, numbers, own = thinned(total, *images[0])
+    described = own.new_zeros(ceil(total / spacing), own.shape[1])
+    described[numbers // spacing] = own
+    return processes.add(described), spacing
+
+
 def clusters(descriptors: Tensor, most: int) -> Tensor:
     """Find clusters by k-means, always from the same seed.
 
@@ -312,17 +341,21 @@ def clusters(descriptors: Tensor, most: int) -> Tensor:
         most: Number of clusters; those with too few images are given up.
 
     Returns:
-        Each image's cluster, shape ``(N,)``.
+        The clusters' centres, shape ``(K, F)``; see :func:`nearest`.
     """
-    values = descriptors[:: ceil(len(descriptors) / _MOST_IMAGES)].double().cpu().numpy()
+    values = descriptors.double().cpu().numpy()
     found = KMeans(min(most, len(values)), n_init=_RESTARTS, random_state=_SEED).fit(values)
     centres = torch.from_numpy(found.cluster_centers_).to(descriptors)
     while True:
-        labels = torch.cdist(descriptors, centres).argmin(dim=1)
-        sizes = labels.bincount(minlength=len(centres))
+        sizes = nearest(descriptors, centres).bincount(minlength=len(centres))
         if len(centres) == 1 or int(sizes.min()) >= _FEWEST_IMAGES:
-            return labels
+            return centres
         centres = centres[torch.arange(len(centres), device=centres.device) != sizes.argmin()]
+
+
+def nearest(descriptors: Tensor, centres: Tensor) -> Tensor:
+    """Return which of the centres ``(K, F)`` is nearest to each descriptor ``(N, F)``, shape ``(N,)``."""
+    return torch.cdist(descriptors, centres).argmin(dim=1)
 
 
 def _labelled(fields: Iterable[Tensor], labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -380,7 +413,7 @@ class _Branch:
         return _Branch((even, odd), centre, min(together, apart), kinds)
 
 
-def joined_where_likelier(halves: Sequence[Halves], centres: Sequence[Tensor], gaussian: PositionGaussian) -> Tensor:
+def joined_where_likelier(halves: Sequence[Halves], centres: Tensor, gaussian: PositionGaussian) -> Tensor:
     """Join clusters where that makes held-out images likelier.
 
     Joining the nearest two until one is left gives a tree. It is cut where each half of the images is likeliest under
@@ -388,7 +421,7 @@ def joined_where_likelier(halves: Sequence[Halves], centres: Sequence[Tensor], g
 
     Args:
         halves: Moments of both halves of each cluster's images.
-        centres: Centre of each cluster, shape ``(F,)``.
+        centres: Centres of the clusters, shape ``(K, F)``.
         gaussian: What is fitted on them, one after another.
 
     Returns:
