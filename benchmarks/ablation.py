@@ -31,6 +31,7 @@ import torch
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from mvtec_folder import mvtec_folder
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
@@ -587,6 +588,9 @@ def plot_seconds(table: Table, data: Sequence[str], output: Path) -> None:
         if () in plain:
             axis.axhline(plain[()][0], color="0.5", linewidth=2, label="no denoiser")
         axis.set(title=name, xlabel="training, features cached (CPU s)", ylabel="image AUROC", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7, loc="upper left")
     save(figure, output, "training-seconds")

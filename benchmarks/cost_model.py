@@ -82,6 +82,7 @@ def of_kinds(network: DeployedOSDIRF, kinds: int) -> DeployedOSDIRF:
     images = torch.rand(kinds, 1, 3, *_SIZE)
     centres = torch.cat([network.field_of(network.backbone.pool(network.backbone(image))) for image in images])
     _, dim, side, _ = centres.shape
+    network.density = nn.Identity()  # which is not to be in memory beside the other one
     density, score = PositionMixture(dim, side), SumByKind(2)
     density.set_buffers(
         mean=centres.flatten(2).transpose(1, 2),
@@ -177,24 +178,33 @@ def inductor_runs(networks: dict[str, nn.Module], images: Tensor) -> dict[str, C
     return {name: partial(torch.compile(network, options=options), images) for name, network in networks.items()}
 
 
-def main() -> None:
-    """Print a Markdown table for each denoiser and batch size, and keep them."""
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="efficientnet_b4")
     parser.add_argument("--denoisers", nargs="+", default=["mlp", "unet", "dit_s"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--map-grid-size", type=int, default=32, help="0 leaves the features' own density out")
     parser.add_argument("--kinds", type=int, default=9, help="of image, that OSDIRF's density is of")
+    parser.add_argument(
+        "--invad", action=argparse.BooleanOptionalAction, default=True, help="its network needs three denoisers' memory"
+    )
     parser.add_argument("--openvino", action="store_true", help="time OpenVINO's networks, too")
     parser.add_argument("--compile", action="store_true", help="time torch.compile's networks, too")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/cost_model.md"))
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print a Markdown table for each denoiser and batch size, and keep them."""
+    arguments = parsed()
     rate, bandwidth = machine_rates()
     machine = f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
     lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32, {arguments.kinds} kinds"]
     for denoiser in arguments.denoisers:
-        network, other = osdirf(arguments, denoiser, arguments.kinds), invad(arguments, denoiser)
+        network = osdirf(arguments, denoiser, arguments.kinds)
+        other = invad(arguments, denoiser) if arguments.invad else None
         for batch in arguments.batches:
             with torch.inference_mode():
                 every = parts(network, batch)
@@ -202,11 +212,14 @@ def main() -> None:
                 z = every[3][3][0]
                 runs = {name: run for name, run, *_ in every}
                 runs |= {WHOLE: partial(network, images), BARE: partial(network.backbone.maps, images)}
-                runs |= {INVAD: partial(other, images), INVERSION: partial(other.field, z)}
+                if other is not None:
+                    runs |= {INVAD: partial(other, images), INVERSION: partial(other.field, z)}
                 rounds = max(3, arguments.rounds // batch)
                 seconds = medians(runs, rounds)
                 engines = {"torch": seconds}
-                networks = {WHOLE: network, BARE: network.backbone.network, INVAD: other}
+                networks = {WHOLE: network, BARE: network.backbone.network}
+                if other is not None:
+                    networks[INVAD] = other
                 if arguments.compile:
                     engines["torch.compile"] = medians(inductor_runs(networks, images), rounds)
                 if arguments.openvino:
@@ -230,10 +243,11 @@ def main() -> None:
             lines.append("")
             for engine, times in engines.items():
                 relative = f"{times[WHOLE] / times[BARE]:.2f} times the bare backbone"
-                more = f"InvAD takes {times[INVAD] / times[WHOLE]:.2f} times as long"
-                lines.append(f"{engine}: {1000 * times[WHOLE] / batch:.1f} ms, {relative}; {more}.")
-            inversion = seconds[INVERSION] / seconds["denoiser"]
-            lines.append(f"InvAD's inversion takes {inversion:.2f} times as long as the denoiser's one evaluation.")
+                more = f"; InvAD takes {times[INVAD] / times[WHOLE]:.2f} times as long" if INVAD in times else ""
+                lines.append(f"{engine}: {1000 * times[WHOLE] / batch:.1f} ms, {relative}{more}.")
+            if INVERSION in seconds:
+                inversion = seconds[INVERSION] / seconds["denoiser"]
+                lines.append(f"InvAD's inversion takes {inversion:.2f} times as long as the denoiser's one evaluation.")
     text = "\n".join(lines) + "\n"
     print(text)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
