@@ -10,6 +10,7 @@ training. The cache is left out: it has a limit of its own.
 """
 
 import argparse
+import itertools
 import resource
 import time
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ from anomalib_osdirf.density import BlockGaussian, PositionMixture, SumByKind, i
 from anomalib_osdirf.features import PCAWhitening, StreamingMoments
 
 BANK = 64
-CLUSTERED = 10_000  # more images need a pass more to find kinds
 
 
 def resident() -> float:
@@ -102,11 +102,8 @@ def main() -> None:
         return (whitening(avg_pool2d(batch, ratio)) for batch in watched(name, features()))
 
     density, score = PositionMixture(arguments.feature_dim, arguments.grid_size), SumByKind(2)
-    looks = ["clusters", "joined clusters"]
-    if arguments.images > CLUSTERED:
-        looks.insert(1, "nearest clusters")
-    passes = iter(looks)
-    density.cluster(lambda: fields(next(passes)), lambda: fields("kinds"))
+    passes = itertools.count(1)
+    density.cluster(lambda: fields(f"clusters, pass {next(passes)}"), lambda: fields("kinds"))
     density.fit(fields("density"))
     maps = ((density.map(field), density.choose(field)) for field in fields("score"))
     terms = ((torch.stack([image_score(nll, term) for term in ("max", "top_k")], dim=1), kind) for nll, kind in maps)
