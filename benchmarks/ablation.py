@@ -48,7 +48,7 @@ from anomalib_osdirf.models.feature_network import upsampled
 from anomalib_osdirf.models.osdirf import OSDIRF, OSDIRFModel
 
 FEATURES = "features"
-NETWORK = ("images", "feature_dim", "grid", "denoiser", "prediction_type", "steps", "precision")
+NETWORK = ("images", "feature_dim", "whiten", "grid", "denoiser", "prediction_type", "steps", "precision")
 READ_OUT = ("state", "timestep", "density")
 KEYS = ("data", "seed", *NETWORK, *READ_OUT)
 SCORES = ("max", "top_k", "mean", "max_top_k")
@@ -61,6 +61,7 @@ PRECISIONS = ("32-true", "bf16-mixed")  # of the training, by the names of Light
 DEFAULTS: dict[str, Any] = {
     "images": 0,
     "feature_dim": 96,
+    "whiten": True,
     "grid": 16,
     "denoiser": "mlp",
     "prediction_type": "v_prediction",
@@ -80,6 +81,7 @@ STUDIES: dict[str, dict[str, Sequence[Any]]] = {
     "prediction_type": {"prediction_type": ("v_prediction", "epsilon"), "timestep": (80, 150, 300)},
     "grid": {"grid": (8, 16), "timestep": (80, 150, 300)},
     "features": {"feature_dim": (48, 96, 0)},  # 0: every channel, standardised
+    "whitening": {"whiten": (True, False), "timestep": (80, 120, 150, 180)},
     "denoiser": {"denoiser": ("mlp", "unet", "dit_s")},
     "steps": {"steps": (150, 300, 600, 1200)},
     "precision": {"precision": PRECISIONS},
@@ -159,6 +161,7 @@ def build(settings: Settings, backbone: str, seed: int) -> OSDIRFModel:
         backbone=backbone,
         layers=None,
         feature_dim=settings["feature_dim"] or None,
+        whiten=settings["whiten"],
         grid_size=settings["grid"],
         denoiser=settings["denoiser"],
         prediction_type=settings["prediction_type"],
@@ -204,14 +207,14 @@ def trained(network: OSDIRFModel, features: Tensor, seed: int, settings: Setting
 
 
 @torch.no_grad()
-def whitened(network: OSDIRFModel, features: Tensor) -> Tensor:
-    """Features on the network's grid, whitened."""
+def reduced(network: OSDIRFModel, features: Tensor) -> Tensor:
+    """Features on the network's grid, after PCA."""
     return torch.cat([network.whitening(network.backbone.pool(part)) for part in features.split(64)])
 
 
 @torch.no_grad()
 def fields(network: OSDIRFModel, z: Tensor, timestep: int, state: str) -> Tensor:
-    """Inverse residual fields of whitened features, with the fixed noise of ``OSDIRFModel`` for ``noised``."""
+    """Inverse residual fields of such features, with the fixed noise of ``OSDIRFModel`` for ``noised``."""
     denoiser, abar = fold(network.ema.module, timestep), network.schedule.abar(timestep)
     noise = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(0)) if state == "noised" else None
     return torch.cat([inverse_residual_field(denoiser, part, abar, state, noise) for part in z.split(64)])
@@ -414,10 +417,10 @@ class Ablation:
         for part in training.split(64):
             moments.update(part.permute(0, 2, 3, 1).flatten(0, 2))
         network.whitening.fit(moments)
-        key = (settings["images"], settings["feature_dim"])
+        key = (settings["images"], settings["feature_dim"], settings["whiten"])
         if key not in self.details and self.images.masks is not None:
             self.details[key] = details_map(network, self.images.fine_train[chosen], self.images.fine_test)
-        z, z_test = whitened(network, training), whitened(network, self.images.test)
+        z, z_test = reduced(network, training), reduced(network, self.images.test)
         seconds = 0.0
         if any(one["denoiser"] != FEATURES for one in missing):
             name = "-".join(str(part) for part in (self.name, seed, *(settings[one] for one in NETWORK)))

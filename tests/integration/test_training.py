@@ -319,6 +319,7 @@ def test_gradient_checkpointing_trains_to_the_same_weights(
         {"density": "standard", "state": "clean", "image_score": "max"},
         {"feature_dim": None, "image_score": "mean", "timestep": 0},
         {"backbone": "filter_bank", "layers": None},
+        {"whiten": False, "timestep": 120},
     ],
     ids=lambda arguments: next(iter(arguments.values())),
 )

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Standardisation and PCA whitening as one affine map."""
+"""Standardisation and PCA, whitening or not, as one affine map."""
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ class PCAWhitening(nn.Module):
 
     Args:
         in_channels: Channels C of the features.
-        rank: Largest number of principal components r kept and scaled to unit variance; no more than C exist.
-            ``None`` standardises only (r = C).
+        rank: Largest number of principal components r kept; no more than C exist. ``None`` standardises only (r = C).
+        whiten: Scale the components to unit variance; otherwise each keeps its own.
 
     Raises:
         ValueError: If ``rank`` is not positive.
@@ -27,16 +27,19 @@ class PCAWhitening(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    deviation: Tensor
 
-    def __init__(self, in_channels: int, rank: int | None) -> None:
+    def __init__(self, in_channels: int, rank: int | None, whiten: bool = True) -> None:
         super().__init__()
         if rank is not None and rank < 1:
             msg = f"feature_dim={rank} is not positive; use 1 to {in_channels} for these layers, or null for no PCA."
             raise ValueError(msg)
         self.rank = rank and min(rank, in_channels)
+        self.whiten = whiten
         self.out_channels = self.rank or in_channels
         self.register_buffer("weight", torch.zeros(self.out_channels, in_channels))
         self.register_buffer("bias", torch.zeros(self.out_channels))
+        self.register_buffer("deviation", torch.ones(self.out_channels))
 
     def fit(self, moments: StreamingMoments) -> None:
         """Set the map from the moments of the training features.
@@ -58,7 +61,12 @@ class PCAWhitening(nn.Module):
             largest = eigenvectors.gather(0, eigenvectors.abs().argmax(dim=0, keepdim=True))
             eigenvectors = eigenvectors * torch.where(largest < 0, -1.0, 1.0)
             floor = _RELATIVE_EIGENVALUE_FLOOR * eigenvalues[0].clamp_min(1e-12)
-            weight = (eigenvectors / eigenvalues.clamp_min(floor).sqrt()).T * scale
+            deviation = eigenvalues.clamp_min(floor).sqrt()
+            if self.whiten:
+                weight = (eigenvectors / deviation).T * scale
+            else:
+                weight = eigenvectors.T * scale
+                self.deviation.copy_(deviation)
         self.weight.copy_(weight)
         self.bias.copy_(-weight @ moments.mean)
 
@@ -69,6 +77,10 @@ class PCAWhitening(nn.Module):
             features: Shape ``(B, C, h, w)``.
 
         Returns:
-            Whitened features z, shape ``(B, r, h, w)``.
+            Features z, whitened unless ``whiten`` is false, shape ``(B, r, h, w)``.
         """
         return functional.conv2d(features, self.weight[:, :, None, None], self.bias)
+
+    def rescaled(self, z: Tensor) -> Tensor:
+        """Scale what :meth:`forward` returns to unit variance, where it has not been, shape ``(B, r, h, w)``."""
+        return z / self.deviation[:, None, None]

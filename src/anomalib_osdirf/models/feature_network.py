@@ -44,6 +44,7 @@ class FeatureNetwork(nn.Module, ABC):
             :class:`~anomalib_osdirf.density.PositionGaussian`.
         num_clusters: How many kinds of image a mixture tells apart, see
             :class:`~anomalib_osdirf.density.PositionMixture`.
+        whiten: Scale the principal components to unit variance.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -61,6 +62,7 @@ class FeatureNetwork(nn.Module, ABC):
         ema_decay: float,
         shrinkage: float | str = "oas",
         num_clusters: int | str = "auto",
+        whiten: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -69,7 +71,7 @@ class FeatureNetwork(nn.Module, ABC):
         self._deployed: tuple[ReadOutNetwork] | None = None
         self.tiler: Tiler | None = None
         self.backbone = build_backbone(backbone, layers, grid_size)
-        self.whitening = PCAWhitening(self.backbone.out_channels, feature_dim)
+        self.whitening = PCAWhitening(self.backbone.out_channels, feature_dim, whiten)
         self.schedule = NoiseSchedule()
         dim = self.whitening.out_channels
         self._build_denoiser = partial(build_denoiser, denoiser, dim, grid_size, prediction_type)
@@ -87,7 +89,7 @@ class FeatureNetwork(nn.Module, ABC):
 
     @torch.no_grad()
     def extract_features(self, images: Tensor) -> Tensor:
-        """Backbone features on the grid, before whitening.
+        """Backbone features on the grid, before PCA.
 
         Args:
             images: Pre-processed images, shape ``(B, 3, H, W)``.
@@ -244,10 +246,10 @@ class ReadOutNetwork(nn.Module, ABC):
 
     @abstractmethod
     def field(self, z: Tensor) -> Tensor:
-        """Ask the denoiser about whitened features.
+        """Ask the denoiser about features.
 
         Args:
-            z: Whitened features, shape ``(B, D, h, w)``.
+            z: Features after PCA, shape ``(B, D, h, w)``.
 
         Returns:
             The field that is scored, same shape.
@@ -290,11 +292,11 @@ class ReadOutNetwork(nn.Module, ABC):
         """Find the kinds of image that a mixture tells apart, before :meth:`fit`; other densities have one.
 
         Args:
-            z: Returns the whitened features of all training images in batches ``(B, D, h, w)``, whenever it is called.
+            z: Returns the features z of all training images in batches ``(B, D, h, w)``, whenever it is called.
             processes: Who has those of the other images.
         """
         if isinstance(self.density, PositionMixture):
-            self.density.cluster(z, lambda: map(self.field, z()), processes)
+            self.density.cluster(lambda: map(self.whitening.rescaled, z()), lambda: map(self.field, z()), processes)
 
     def fit(self, fields: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> Callable[[], Density]:
         """Fit the density on the fields of normal training images, then the constants of an image score that has any.

@@ -53,10 +53,10 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     assert moments.scatter.nbytes == 8 * 16 * 32**2
 
 
-def _fit(samples: np.ndarray, rank: int | None) -> PCAWhitening:
+def _fit(samples: np.ndarray, rank: int | None, whiten: bool = True) -> PCAWhitening:
     moments = StreamingMoments()
     moments.update(torch.tensor(samples))
-    whitening = PCAWhitening(samples.shape[1], rank)
+    whitening = PCAWhitening(samples.shape[1], rank, whiten)
     whitening.fit(moments)
     return whitening
 
@@ -73,6 +73,19 @@ def test_whitening_matches_scikit_learn() -> None:
     theirs = PCA(5, whiten=True).fit(standardised).transform(standardised) * np.sqrt(500 / 499)  # it divides by n - 1
     signs = np.sign((ours * theirs).sum(0))
     np.testing.assert_allclose(ours, theirs * signs, atol=2e-4)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_without_whitening_components_keep_their_variance(whiten: bool) -> None:
+    rng = np.random.default_rng(4)
+    samples = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8)) + 7
+    pca = _fit(samples, 5, whiten)
+    ours = pca(torch.tensor(samples, dtype=torch.float32)[:, :, None, None])
+    if not whiten:
+        theirs = PCA(5).fit_transform(StandardScaler().fit_transform(samples))
+        signs = np.sign((ours[:, :, 0, 0].numpy() * theirs).sum(0))
+        np.testing.assert_allclose(ours[:, :, 0, 0].numpy(), theirs * signs, atol=2e-4)
+    np.testing.assert_allclose(pca.rescaled(ours)[:, :, 0, 0].numpy(), _apply(_fit(samples, 5), samples), atol=1e-4)
 
 
 def test_whitened_features_have_unit_covariance() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from anomalib_osdirf.density import PositionMixture
 from anomalib_osdirf.density.gaussian import oas_shrinkage
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.feature_network import upsampled
@@ -60,6 +61,24 @@ def test_map_is_the_sum_of_both_negative_log_densities() -> None:
     difference = both(images).anomaly_map - field(images).anomaly_map
     torch.testing.assert_close(difference, upsampled(grid[:, None], (64, 64)), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(both(images).pred_score, field(images).pred_score)
+
+
+@torch.no_grad()
+def test_kinds_are_told_by_whitened_features_whatever_the_denoiser_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    monkeypatch.setattr(
+        PositionMixture, "cluster", lambda _, features, fields, __: seen.append((*features(), *fields()))
+    )
+    for whiten in (True, False):
+        model = _fitted(images, whiten=whiten)
+        model.density = PositionMixture(5, 4)
+        network = model.deploy()
+        z = network.whitening(model.extract_features(images))
+        assert torch.allclose(z.var(dim=(0, 2, 3), correction=0), torch.ones(5), atol=1e-3) is whiten
+        network.find_kinds(lambda z=z: [z])
+        torch.testing.assert_close(seen[-1][1], network.field(z))
+    torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-3, atol=1e-3)
 
 
 def test_grid_of_the_map_must_be_positive() -> None:

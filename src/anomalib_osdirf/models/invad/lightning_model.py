@@ -30,8 +30,9 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
             16. Defaults to ``None``.
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
-        feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
+        feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
+        whiten: Scale the principal components to unit variance; otherwise each keeps its own. Defaults to ``True``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
         denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; or a diffusion
             transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
@@ -110,6 +111,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         pre_trained: bool = True,
         backbone_weights: str | None = None,
         feature_dim: int | None = 96,
+        whiten: bool = True,
         grid_size: int = 16,
         denoiser: str = "mlp",
         prediction_type: str = "v_prediction",

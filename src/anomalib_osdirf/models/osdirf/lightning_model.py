@@ -29,8 +29,10 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
             16. Defaults to ``None``.
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
-        feature_dim: Largest number of principal components that features are whitened to; ``None`` keeps every channel,
+        feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
+        whiten: Scale the principal components to unit variance; otherwise each keeps its own, and a higher timestep,
+            such as 120, suits them better. Defaults to ``True``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
         denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; a diffusion
             transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``; or, for comparison, ``none``, which trains
@@ -116,6 +118,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         pre_trained: bool = True,
         backbone_weights: str | None = None,
         feature_dim: int | None = 96,
+        whiten: bool = True,
         grid_size: int = 16,
         denoiser: str = "mlp",
         prediction_type: str = "v_prediction",
