@@ -32,7 +32,8 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
         feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
-        whiten: Scale the principal components to unit variance; otherwise each keeps its own. Defaults to ``True``.
+        whiten: Scale the principal components to unit variance; otherwise each keeps its own. Without components
+            (``feature_dim=None``) nothing is whitened either way. Defaults to ``True``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
         denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; or a diffusion
             transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.

@@ -32,7 +32,8 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
         whiten: Scale the principal components to unit variance; otherwise each keeps its own, and a higher timestep,
-            such as 120, suits them better. Defaults to ``True``.
+            such as 120, suits them better. Without components (``feature_dim=None``) nothing is whitened either way.
+            Defaults to ``True``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
         denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; a diffusion
             transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``; or, for comparison, ``none``, which trains

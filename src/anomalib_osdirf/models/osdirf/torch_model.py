@@ -108,11 +108,11 @@ class DeployedOSDIRF(ReadOutNetwork):
         return len(self.terms) > 1 or isinstance(self.score, SumByKind)
 
     def _details(self, maps: list[Tensor]) -> Tensor | None:
-        """Whitened features on the map's grid, shape ``(B, D, map_grid_size, map_grid_size)``."""
+        """Features z on the map's grid, shape ``(B, D, map_grid_size, map_grid_size)``."""
         if self.details_size is None:
             return None
-        whitened: Tensor = self.whitening(self.backbone.fine(maps, self.details_size))
-        return whitened
+        z: Tensor = self.whitening(self.backbone.fine(maps, self.details_size))
+        return z
 
     def fit_details(self, moments: StreamingMoments) -> None:
         """Fit the features' own density."""
