@@ -579,12 +579,14 @@ def plot_seconds(table: Table, data: Sequence[str], output: Path) -> None:
     figure, axes = panels(len(data))
     free = ("denoiser", "steps")
     fixed = {name: value for name, value in DEFAULTS.items() if name not in free}
+    styles = dict(zip(STUDIES["denoiser"]["denoiser"], STYLES, strict=False))  # alike on all axes
     for axis, name in zip(axes, data, strict=True):
         heights = means(table, "max_top_k_AUROC", free, data=name, **fixed)
         seconds = means(table, "training_seconds", free, data=name, **fixed)
-        denoisers = sorted({key[0] for key in heights} - {FEATURES})
-        for denoiser, style in zip(denoisers, STYLES, strict=False):
+        for denoiser, style in styles.items():
             points = sorted((seconds[key][0], *heights[key]) for key in heights if key[0] == denoiser)
+            if not points:
+                continue
             x, y, error = zip(*points, strict=True)
             axis.errorbar(x, y, error, fmt=style, color="black", markersize=4, linewidth=1, label=denoiser)
         plain = means(table, "max_top_k_AUROC", (), data=name, **without_denoiser(DEFAULTS))
