@@ -7,11 +7,12 @@ embedded surfaces:
 
     python benchmarks/ablation.py --root mtd elpv_mono --category weave --weights mobilenetv2_100.safetensors
 
-A study varies one thing about OSDIRF's defaults (:data:`STUDIES`); networks that studies share are trained once for
-each data set and seed. "features" are the same Gaussian on the same features without a denoiser: only what is above
-them is the method's merit. Results go to ``ablation.csv``, one row for each read-out; tables in Markdown and plots lie
-beside it. The same command goes on where it was interrupted, and processes with different data sets may share an output
-folder. Pixel metrics are those of maps at half size, at 4000 thresholds: within .002 of the model's own test.
+A study varies one thing about OSDIRF's defaults (:data:`STUDIES`), or about those with other ``--whiten``,
+``--timestep``, ``--steps`` or ``--precision``; networks that studies share are trained once for each data set and seed.
+"features" are the same Gaussian on the same features without a denoiser: only what is above them is the method's merit.
+Results go to ``ablation.csv``, one row for each read-out; tables in Markdown and plots lie beside it. The same command
+goes on where it was interrupted, and processes with different data sets may share an output folder. Pixel metrics are
+those of maps at half size, at 4000 thresholds: within .002 of the model's own test.
 """
 
 import argparse
@@ -61,25 +62,25 @@ PRECISIONS = ("32-true", "bf16-mixed")  # of the training, by the names of Light
 DEFAULTS: dict[str, Any] = {
     "images": 0,
     "feature_dim": 96,
-    "whiten": True,
+    "whiten": False,
     "grid": 16,
     "denoiser": "mlp",
     "prediction_type": "v_prediction",
     "steps": 600,
     "precision": "32-true",
     "state": "scaled",
-    "timestep": 80,
+    "timestep": 120,
     "density": "position_full",
 }
 STUDIES: dict[str, dict[str, Sequence[Any]]] = {
     "timestep": {
-        "timestep": (0, 30, 80, 150, 300, 500, 800),
+        "timestep": (0, 30, 80, 120, 150, 300, 500, 800),
         "density": ("standard", "channel", "position", "position_full"),
     },
     "shrinkage": {"density": ("position_full", "position_full:auto", "position_full:0.1", "position_full:0.5")},
-    "state": {"state": ("scaled", "clean", "noised"), "timestep": (80, 150, 300)},
-    "prediction_type": {"prediction_type": ("v_prediction", "epsilon"), "timestep": (80, 150, 300)},
-    "grid": {"grid": (8, 16), "timestep": (80, 150, 300)},
+    "state": {"state": ("scaled", "clean", "noised"), "timestep": (80, 120, 150, 300)},
+    "prediction_type": {"prediction_type": ("v_prediction", "epsilon"), "timestep": (80, 120, 150, 300)},
+    "grid": {"grid": (8, 16), "timestep": (80, 120, 150, 300)},
     "features": {"feature_dim": (48, 96, 0)},  # 0: every channel, standardised
     "whitening": {"whiten": (True, False), "timestep": (80, 120, 150, 180)},
     "denoiser": {"denoiser": ("mlp", "unet", "dit_s")},
@@ -675,10 +676,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--steps", type=int, default=DEFAULTS["steps"], help="of trainings whose study does not say")
-    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="likewise")
+    parser.add_argument("--precision", choices=PRECISIONS, default=DEFAULTS["precision"], help="likewise")
+    parser.add_argument("--whiten", action=argparse.BooleanOptionalAction, default=DEFAULTS["whiten"], help="likewise")
+    parser.add_argument("--timestep", type=int, default=DEFAULTS["timestep"], help="of fields whose study does not say")
     parser.add_argument("--output", type=Path, default=Path("results/ablation"))
     arguments = parser.parse_args()
-    DEFAULTS.update(precision=arguments.precision, steps=arguments.steps)
+    DEFAULTS.update({name: vars(arguments)[name] for name in ("steps", "precision", "whiten", "timestep")})
     sources: dict[str, Any] = {root.name: mvtec_folder(root) for root in arguments.root}
     sources |= {category: SyntheticSurfaces(category=category) for category in arguments.category}
     wanted = [settings for study in arguments.studies for settings in settings_of(study)]

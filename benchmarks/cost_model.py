@@ -54,7 +54,7 @@ def shared(arguments: argparse.Namespace, denoiser: str) -> dict[str, Any]:
 def osdirf(arguments: argparse.Namespace, denoiser: str, kinds: int) -> DeployedOSDIRF:
     """Build OSDIRF's network that scores, of so many kinds of image."""
     model = OSDIRFModel(
-        timestep=80,
+        timestep=120,
         state="scaled",
         image_score="max_top_k",
         density="position_full",

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dim", type=int, default=96, help="channels of the whitened features")
     parser.add_argument("--grid-size", type=int, default=8)
-    parser.add_argument("--timestep", type=int, default=80)
+    parser.add_argument("--timestep", type=int, default=120)
     arguments = parser.parse_args()
     z = torch.randn(1, arguments.dim, arguments.grid_size, arguments.grid_size)
     print("| denoiser | M weights and constants | MB | M operations, one image | largest difference |")

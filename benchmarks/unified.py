@@ -47,8 +47,8 @@ Row = dict[str, Any]
 def build(arguments: argparse.Namespace, seed: int, **own: object) -> OSDIRFModel:
     """Build OSDIRF's network with its defaults but for some arguments."""
     defaults = dict(OSDIRF(pre_trained=False, backbone=arguments.backbone).hparams)
-    names = ("layers", "feature_dim", "grid_size", "denoiser", "prediction_type", "timestep", "state", "density")
-    more = ("image_score", "map_grid_size", "ema_decay", "backbone")
+    names = ("layers", "feature_dim", "whiten", "grid_size", "denoiser", "prediction_type", "timestep", "state")
+    more = ("density", "image_score", "map_grid_size", "ema_decay", "backbone")
     torch.manual_seed(seed)
     return OSDIRFModel(**{**{name: defaults[name] for name in (*names, *more)}, **own}).eval()
 

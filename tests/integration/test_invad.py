@@ -36,7 +36,7 @@ def _small(**arguments: Any) -> InvAD:
 def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("invad")
     engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
-    engine.fit(_small(), datamodule=small_folder(parts))
+    engine.fit(_small(whiten=False), datamodule=small_folder(parts))  # features as OSDIRF has them
     return Path(str(engine.best_model_path))
 
 
@@ -79,6 +79,7 @@ def test_checkpoint_of_osdirf_loads_as_invad(
 
     model = InvAD.load_from_checkpoint(trained.checkpoint)
     assert "The checkpoint was trained as OSDIRF: features and denoiser are taken over; density, image" in caplog.text
+    assert "OSDIRF(whiten=True)" in caplog.text
     assert model.hparams["density"] == "standard"
     assert model.hparams["grid_size"] == TINY["grid_size"]
     with pytest.raises(RuntimeError, match="trained as OSDIRF, and what InvAD scores by must be fitted"):

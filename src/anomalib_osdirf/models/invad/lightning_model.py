@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """InvAD as an anomalib model."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -15,13 +17,15 @@ from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
 from anomalib_osdirf.models.invad.torch_model import InvADModel
 from anomalib_osdirf.registration import register
 
+logger = logging.getLogger(__name__)
+
 
 class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
     """Anomaly detection by DDIM inversion of features (InvAD, arXiv 2504.05662).
 
     Training is OSD-IRF's: a denoiser on the features of normal images. At test time several steps of DDIM inversion,
     one evaluation of the denoiser each, end at a latent; its length at each position is the anomaly map. A checkpoint
-    of OSDIRF loads as InvAD and the other way round.
+    of OSDIRF loads as InvAD and the other way round; OSDIRF trained with ``whiten=True`` makes the better InvAD.
 
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
@@ -154,6 +158,15 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         self.check_training_arguments()
         self.make_pre_processor_exact()
         self.model = self.build_model(dict(self.hparams))
+
+    def take_over(self, checkpoint: dict[str, Any], relative: str) -> None:
+        """See :meth:`FeatureDiffusion.take_over`; say where features are none that InvAD was made for."""
+        super().take_over(checkpoint, relative)
+        if self.hparams["feature_dim"] is not None and not self.hparams["whiten"]:
+            logger.warning(
+                "The features of this checkpoint keep their variances (whiten=False), while InvAD takes a latent of "
+                "N(0, I) for normal: train OSDIRF(whiten=True) for a fair InvAD."
+            )
 
 
 register(InvAD)

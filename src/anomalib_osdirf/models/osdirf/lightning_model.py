@@ -31,16 +31,16 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
         feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
-        whiten: Scale the principal components to unit variance; otherwise each keeps its own, and a higher timestep,
-            such as 120, suits them better. Without components (``feature_dim=None``) nothing is whitened either way.
-            Defaults to ``True``.
+        whiten: Scale the principal components to unit variance, which a lower timestep suits better, such as 80;
+            otherwise each keeps its own. Without components (``feature_dim=None``) nothing is whitened either way.
+            Defaults to ``False``.
         grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
         denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; a diffusion
             transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``; or, for comparison, ``none``, which trains
             nothing and takes clean features as the field. Defaults to ``mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
-        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``80``.
+        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``120``.
         state: What the denoiser is asked about: ``clean`` features, ``scaled`` ones as if noised by zero noise, or
             ``noised`` ones, by one noise field that is drawn once and kept. Defaults to ``scaled``.
         density: Gaussian of the field: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
@@ -119,11 +119,11 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         pre_trained: bool = True,
         backbone_weights: str | None = None,
         feature_dim: int | None = 96,
-        whiten: bool = True,
+        whiten: bool = False,
         grid_size: int = 16,
         denoiser: str = "mlp",
         prediction_type: str = "v_prediction",
-        timestep: int = 80,
+        timestep: int = 120,
         state: str = "scaled",
         density: str = "mixture_full",
         num_clusters: int | str = "auto",
