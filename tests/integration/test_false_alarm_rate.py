@@ -68,13 +68,14 @@ def test_good_parts_alone_give_thresholds(calibrated: Trained) -> None:
 
 
 def test_training_images_are_left_out_of_their_own_density(calibrated: Trained, parts: Path) -> None:
-    """A fifth of their scores, two, are above the threshold when left out, fewer in the finished model."""
+    """The threshold is the second largest of ten left-out scores; the finished model's second largest is far below."""
     model, data = OSDIRF.load_from_checkpoint(calibrated.checkpoint).eval(), good_parts(parts)
     data.setup("fit")
     images = [torch.from_numpy(read_image(Path(file), 10**6)) for file in data.train_data.samples.image_path]
     scores = torch.stack([model(image.permute(2, 0, 1)[None]).pred_score for image in images])
     assert len(scores) == model.model.density.num_images
-    assert (scores > 0.5).sum() < 2
+    assert len(scores) == 10
+    assert scores.flatten().topk(2).values[1] < 0.4  # where nothing is left out it is the threshold, 0.5
 
 
 @pytest.fixture(scope="module")
