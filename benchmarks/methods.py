@@ -6,11 +6,11 @@ On the embedded data set, and on folders laid out as train/good, test/<good or d
 
     python benchmarks/methods.py --root mtd --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
 
-InvAD is OSDIRF's denoiser read out in another way, in each of its settings, on whitened features, which it needs;
-DiffusionAD is the small preset (configs/diffusionad.yaml), with as many steps as fit into the time that OSDIRF took.
-All test images count, no metric has a threshold. Speed is that of the torch network that scores, from pre-processed
-images to map and score, the models taking turns. What is finished is kept in the output folder and not run again: the
-same command goes on where it was interrupted.
+InvAD is OSDIRF's denoiser read out in another way, in each of its settings; both have whitened features here, since
+InvAD takes a latent of N(0, I) for normal. DiffusionAD is the small preset (configs/diffusionad.yaml), with as many
+steps as fit into the time that OSDIRF took. All test images count, no metric has a threshold. Speed is that of the
+torch network that scores, from pre-processed images to map and score, the models taking turns. What is finished is kept
+in the output folder and not run again: the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -39,7 +39,7 @@ INVAD: dict[str, dict[str, Any]] = {
     "InvAD, paper's steps": {"timestep_spacing": "paper"},
     "InvAD, released steps, fitted density": {"density": "position_full"},
 }
-# InvAD, which reads out the same training, needs whitened features; 80 is the timestep that suits OSDIRF with them.
+# 80 is the timestep that suits OSDIRF with whitened features.
 WHITENED: dict[str, Any] = {"whiten": True, "timestep": 80}
 DIFFUSIONAD = "DiffusionAD, small"
 # The difference of a short and a longer training is what the steps between take.
