@@ -100,14 +100,14 @@ def test_training_without_a_cache_finds_the_same_kinds(
 def test_thresholds_are_of_images_left_out_of_their_kinds(
     both: Callable[[], MultiCategory], engine: MakeEngine
 ) -> None:
-    """Six of the training images' scores, a quarter, are above the threshold if left out, few in the finished model."""
+    """The threshold is the sixth largest of 24 left-out scores; the finished model's sixth largest is far below."""
     rate = FalseAlarmPostProcessor(0.25, images="training")
     model = OSDIRF(**MIXTURE, post_processor=rate, pre_processor=pre_processor())
     engine().fit(model, datamodule=both())
     assert model.post_processor.calibration["images"] == 24
     with torch.no_grad():
         scores = [model.eval()(images).pred_score for images in _images(both()).values()]
-    assert (torch.cat(scores) > 0.5).sum() <= 2
+    assert torch.cat(scores).topk(6).values[5] < 0.4  # where nothing is left out it is the threshold, 0.5
 
 
 def test_exported_scores_are_the_models_also_when_the_density_is_fitted_anew(

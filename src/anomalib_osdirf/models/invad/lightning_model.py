@@ -25,7 +25,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
 
     Training is OSD-IRF's: a denoiser on the features of normal images. At test time several steps of DDIM inversion,
     one evaluation of the denoiser each, end at a latent; its length at each position is the anomaly map. A checkpoint
-    of OSDIRF loads as InvAD and the other way round; OSDIRF trained with ``whiten=True`` makes the better InvAD.
+    of OSDIRF loads as InvAD and the other way round; trained with ``whiten=True`` it is mostly the better InvAD.
 
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
