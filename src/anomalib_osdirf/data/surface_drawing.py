@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Drawings of three kinds of surface and of their defects, as pure functions of a seed.
+"""Drawings of four kinds of surface and of their defects, as pure functions of a seed.
 
 A picture is made in three steps: a scene is drawn at twice the resolution, a defect replaces a part of it, and a camera
 averages the pixels down, applies its exposure and adds noise. Scene, defect and camera each have their own random
@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -171,6 +171,14 @@ class Scene(ABC):
         along, across = rotated(self.x - centre[0], self.y - centre[1], angle)
         distance = np.hypot(along / elongation, across * elongation) / radius
         return distance * (1.0 + 0.12 * np.clip(self.canvas.undulation(rng, 24), -2, 2))
+
+    def changed(self, altered: Array, close: float) -> Alteration:
+        """Return an alteration that covers the samples that differ from the normal scene, small gaps closed."""
+        differs = (np.abs(altered - self.normal).max(axis=2) > 0.01).astype(np.uint8)
+        width = 2 * max(round(close * self.canvas.scale), 1) + 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+        closed = cv2.morphologyEx(differs, cv2.MORPH_CLOSE, kernel)
+        return Alteration(altered, closed.astype(np.float32))
 
 
 class Weave(Scene):
@@ -521,14 +529,6 @@ class PrintedParts(Scene):
         row, column = rng.integers(0, self.per_side, 2)
         return int(row), int(column)
 
-    def changed(self, altered: Array, close: float) -> Alteration:
-        """Return an alteration that covers the samples that differ from the normal scene, small gaps closed."""
-        differs = (np.abs(altered - self.normal).max(axis=2) > 0.01).astype(np.uint8)
-        width = 2 * max(round(close * self.canvas.scale), 1) + 1
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
-        closed = cv2.morphologyEx(differs, cv2.MORPH_CLOSE, kernel)
-        return Alteration(altered, closed.astype(np.float32))
-
     def missing_part(self, rng: np.random.Generator) -> Alteration:
         """Return a tray on which one part is not there."""
         return self.changed(self.tray(missing=self.any_part(rng)), close=3.0)
@@ -577,7 +577,250 @@ class PrintedParts(Scene):
         return Alteration(scratched, (distance < rng.uniform(1.0, 1.7)).astype(np.float32))
 
 
-SURFACES: dict[str, type[Scene]] = {"weave": Weave, "brushed_metal": BrushedMetal, "printed_parts": PrintedParts}
+@dataclass(frozen=True)
+class Part:
+    """A part that lies somewhere, turned some way.
+
+    Args:
+        kind (str): One of ``LooseParts.extents``.
+        place (tuple[float, float]): Its middle, x and y in units.
+        turn (float): Its direction in radians.
+        size (float): Length of its own unit: in its frame, all parts of a kind are of one size.
+        colour (Array): Its colour of shape ``(3,)``.
+    """
+
+    kind: str
+    place: tuple[float, float]
+    turn: float
+    size: float
+    colour: Array
+
+
+class LooseParts(Scene):
+    """Screws, washers and nuts strewn on a mat: each lies anywhere, turned any way, and none touches another."""
+
+    # What a part takes up: half the length of its middle line, and the radius around it, in units.
+    extents: ClassVar[dict[str, tuple[float, float]]] = {
+        "screw": (34.0, 15.0),
+        "washer": (0.0, 25.0),
+        "nut": (0.0, 24.0),
+    }
+    metals: ClassVar[dict[str, Array]] = {
+        "screw": np.array([0.50, 0.52, 0.55]),
+        "washer": np.array([0.55, 0.57, 0.59]),
+        "nut": np.array([0.54, 0.49, 0.40]),
+    }
+    gap = 14.0
+    screw_length = 76.0
+
+    @classmethod
+    def defects(cls) -> dict[str, Callable[..., Alteration]]:
+        """Return the kinds of defect among loose parts."""
+        return {
+            "bent_screw": cls.bent_screw,
+            "chipped_washer": cls.chipped_washer,
+            "foreign_matter": cls.foreign_matter,
+            "split_nut": cls.split_nut,
+            "worn_thread": cls.worn_thread,
+        }
+
+    def arrange(self, rng: np.random.Generator) -> None:
+        """Strew the parts, and draw the light's direction and the grain of the materials."""
+        light = math.radians(rng.uniform(221, 229))
+        self.light = (0.35 * math.cos(light), 0.35 * math.sin(light), 0.937)
+        self.parts: list[Part] = []
+        others = rng.choice(["screw", "washer", "nut"], rng.integers(0, 4))
+        taken: Array = np.empty((0, 3))
+        for kind in ("screw", "washer", "nut", *others.tolist()):
+            taken = self.put_down(rng, kind, taken)
+        self.heights, self.colours = zip(*((self.height(part), part.colour) for part in self.parts), strict=True)
+        self.mat_grain = self.canvas.noise(rng, 0.8, 0.8)
+        self.metal_grain = self.canvas.noise(rng, 0.7, 0.7)
+        colour = np.array([0.47, 0.50, 0.49], dtype=np.float32) * rng.uniform(0.99, 1.01, 3).astype(np.float32)
+        self.mat = colour * (1.0 + 0.02 * self.canvas.undulation(rng, 3))[..., None]
+
+    def put_down(self, rng: np.random.Generator, kind: str, taken: Array) -> Array:
+        """Put a part where there is room, if some is found.
+
+        Args:
+            rng (np.random.Generator): Source of the part's properties.
+            kind (str): What it is.
+            taken (Array): Discs that other parts take up: x, y and radius in units, of shape ``(N, 3)``.
+
+        Returns:
+            Array: The discs with those of the part.
+        """
+        half_length, radius = self.extents[kind]
+        size = rng.normal(1.25, 0.015)
+        colour = self.metals[kind] * rng.normal(1.0, 0.02)
+        for _ in range(100):
+            turn, place = rng.uniform(0, 2 * math.pi), random_place(rng, margin=radius + 5)
+            line = np.linspace(-half_length, half_length, 7)[:, None] * [math.cos(turn), math.sin(turn)] + place
+            discs = np.column_stack([line, np.full(len(line), radius)])
+            inside = np.abs(line - UNITS / 2).max() < UNITS / 2 - radius - 4
+            apart = np.linalg.norm(discs[:, None, :2] - taken[:, :2], axis=2) - radius - taken[:, 2]
+            if inside and (apart > self.gap).all():
+                self.parts.append(Part(kind, place, turn, size, colour.astype(np.float32)))
+                return np.concatenate([taken, discs])
+        return taken
+
+    def render(self) -> Array:
+        """Return the parts on their mat."""
+        return self.lit(self.heights, self.colours)
+
+    def lit(self, heights: Sequence[Array], colours: Sequence[Array]) -> Array:
+        """Return things on the mat under a lamp.
+
+        Args:
+            heights (Sequence[Array]): Height of each thing in units, 0 beside it, of shape ``(side, side)``.
+            colours (Sequence[Array]): Colour of each thing, of shape ``(3,)``.
+
+        Returns:
+            Array: Colours of shape ``(side, side, 3)``.
+        """
+        stack = np.stack(heights)
+        height = stack.max(axis=0)
+        there = height > 0
+        slope_y, slope_x = np.gradient(height, np.float32(1 / self.canvas.scale))
+        facing = self.light[2] - self.light[0] * slope_x - self.light[1] * slope_y
+        facing = np.maximum(facing / np.sqrt(1.0 + slope_x**2 + slope_y**2), 0)
+        shine = 0.3 + 0.75 * facing + 0.2 * facing**16
+        metal = np.stack(colours)[stack.argmax(axis=0)] * (shine * (1.0 + 0.02 * self.metal_grain))[..., None]
+        away = [-3.0 * part * self.canvas.scale for part in self.light[:2]]
+        shift = np.array([[1, 0, away[0]], [0, 1, away[1]]])
+        shadow = cv2.warpAffine(there.astype(np.float32), shift, (self.canvas.side, self.canvas.side))
+        shadow = cv2.GaussianBlur(shadow, (0, 0), max(0.8 * self.canvas.scale, 0.3))
+        mat = self.mat * ((1.0 + 0.04 * self.mat_grain) * (1.0 - 0.4 * shadow))[..., None]
+        return np.where(there[..., None], metal, mat)
+
+    def frame(self, part: Part) -> tuple[Array, Array]:
+        """Return each sample's place in a part's frame, x and y in units."""
+        along, across = rotated(self.x - part.place[0], self.y - part.place[1], part.turn)
+        return along / part.size, across / part.size
+
+    def height(
+        self,
+        part: Part,
+        cut: Array | float = math.inf,
+        bend: float = 0.0,
+        worn: tuple[float, float] = (0.0, 0.0),
+    ) -> Array:
+        """Return a part's height.
+
+        Args:
+            part (Part): Which part.
+            cut (Array | float): Distance to where a washer or nut is cut away, negative inside, in units.
+            bend (float): How far a screw's tip is bent sideways, in its own units.
+            worn (tuple[float, float]): Where a screw's thread is worn off: from and to, in its own units from the
+                head's end.
+
+        Returns:
+            Array: Height in units, 0 beside the part, of shape ``(side, side)``.
+        """
+        along, across = self.frame(part)
+        if part.kind == "screw":
+            return self.screw(along, across, bend, worn)
+        distance = np.hypot(along, across)
+        if part.kind == "washer":
+            rim, hole, thickness = 20.0 - distance, distance - 10.5, 1.5 + 0.05 * np.cos(distance * 3.0)
+        else:
+            sides = [np.abs(rotated(along, across, turn * math.pi / 3)[0]) for turn in range(3)]
+            rim, hole = 17.0 - np.maximum.reduce(sides), distance - 9.5
+            thickness = np.minimum(3.0, 2.2 + 0.6 * (18.2 - distance))
+        flat = np.minimum(np.minimum(np.minimum(rim, hole), cut), thickness)
+        if part.kind == "nut":  # its thread shows in the hole
+            flat = np.where((np.abs(hole + 1.5) < 1.5) & (cut > 0), 0.4 + 0.25 * np.cos(hole * 4.0), flat)
+        return np.maximum(flat, 0).astype(np.float32)
+
+    def screw(self, along: Array, across: Array, bend: float, worn: tuple[float, float]) -> Array:
+        """Return the height of a screw that lies on its side.
+
+        Args:
+            along (Array): Place along the screw in units, 0 in its middle.
+            across (Array): Place across the screw in units.
+            bend (float): How far the tip is bent sideways, in units.
+            worn (tuple[float, float]): Where the thread is worn off: from and to, in units from the head's end.
+
+        Returns:
+            Array: Height in units, 0 beside the screw.
+        """
+        along = along + self.screw_length / 2
+        across = across - bend * (np.maximum(along - 26.0, 0) / (self.screw_length - 26.0)) ** 2
+        thread = smoothstep(along, 20, 23)
+        first, last = worn
+        if last > first:
+            thread *= 1 - 0.95 * smoothstep(along, first, first + 2) * smoothstep(-along, -last, 2 - last)
+        radius = 5.0 - 2.0 * smoothstep(along, self.screw_length - 6, self.screw_length)
+        radius = radius + thread * (0.4 + 0.6 * np.cos(2 * math.pi * (along / 5.0 + across / 40)))
+        shank = np.sqrt(np.maximum(radius**2 - across**2, 0)) * ((along > 5) & (along < self.screw_length))
+        facets = 7.0 - 0.6 * np.maximum(np.abs(across) - 5.5, 0)
+        head = np.minimum(-3.0 * rounded_box(along - 5.5, across, 5.5, 11.0, 1.5), facets)
+        return np.maximum(np.maximum(shank, head), 0).astype(np.float32)
+
+    def replaced(self, number: int, height: Array, close: float) -> Alteration:
+        """Return the parts with another height of one of them."""
+        heights = [height if each == number else usual for each, usual in enumerate(self.heights)]
+        return self.changed(self.lit(heights, self.colours), close)
+
+    def any_part(self, rng: np.random.Generator, *kinds: str) -> int:
+        """Return the number of a part of one of some kinds."""
+        fitting = [number for number, part in enumerate(self.parts) if part.kind in kinds]
+        return fitting[int(rng.integers(len(fitting)))]
+
+    def bent_screw(self, rng: np.random.Generator) -> Alteration:
+        """Return parts of which one screw is bent."""
+        number = self.any_part(rng, "screw")
+        bend = random_sign(rng) * rng.uniform(12, 18)
+        return self.replaced(number, self.height(self.parts[number], bend=bend), close=4.0)
+
+    def worn_thread(self, rng: np.random.Generator) -> Alteration:
+        """Return parts of which one screw has lost a stretch of its thread."""
+        number = self.any_part(rng, "screw")
+        length = rng.uniform(20, 32)
+        first = rng.uniform(27, self.screw_length - 7 - length)
+        return self.replaced(number, self.height(self.parts[number], worn=(first, first + length)), close=4.0)
+
+    def chipped_washer(self, rng: np.random.Generator) -> Alteration:
+        """Return parts of which one washer lacks a piece of its rim."""
+        number = self.any_part(rng, "washer")
+        part = self.parts[number]
+        angle, radius = rng.uniform(0, 2 * math.pi), rng.uniform(10.0, 13.0)
+        reach = 19 * part.size
+        place = part.place[0] + reach * math.cos(angle), part.place[1] + reach * math.sin(angle)
+        cut = radius * (self.ragged_distance(rng, place, radius) - 1)
+        return self.replaced(number, self.height(part, cut), close=2.0)
+
+    def split_nut(self, rng: np.random.Generator) -> Alteration:
+        """Return parts of which one nut is split from its hole to its rim."""
+        number = self.any_part(rng, "nut")
+        part = self.parts[number]
+        angle = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, 0.05, 6))
+        points = np.linspace(7, 26, 6)[:, None] * np.column_stack([np.cos(angle), np.sin(angle)]) + part.place
+        cut = self.canvas.distance_to_curve(points.astype(np.float32)) - rng.uniform(2.0, 3.5)
+        return self.replaced(number, self.height(part, cut), close=2.0)
+
+    def foreign_matter(self, rng: np.random.Generator) -> Alteration:
+        """Return parts of which one has something stuck to it."""
+        number = self.any_part(rng, *self.extents)
+        part = self.parts[number]
+        # On a screw's middle line, or half-way between hole and rim.
+        reach = rng.uniform(-34, 34) if part.kind == "screw" else 15 * part.size
+        place = part.place[0] + reach * math.cos(part.turn), part.place[1] + reach * math.sin(part.turn)
+        radius = rng.uniform(8, 12)
+        swell = np.maximum(1 - self.ragged_distance(rng, place, radius) ** 2, 0)
+        crumbs = 1.0 + 0.15 * self.canvas.noise(rng, 0.9, 0.9)
+        blob = np.where(swell > 0, self.heights[number] + 0.3 + 3.5 * np.sqrt(swell) * crumbs, 0).astype(np.float32)
+        colour = rng.uniform(0.8, 1.1) * np.array([0.60, 0.56, 0.50], dtype=np.float32)
+        altered = self.lit([*self.heights, blob], [*self.colours, colour.astype(np.float32)])
+        return self.changed(altered, close=2.0)
+
+
+SURFACES: dict[str, type[Scene]] = {
+    "weave": Weave,
+    "brushed_metal": BrushedMetal,
+    "printed_parts": PrintedParts,
+    "loose_parts": LooseParts,
+}
 
 
 def draw_surface(

@@ -52,14 +52,16 @@ CATEGORIES = tuple(SURFACES)
 class SyntheticSurfaces(AnomalibDataModule):
     """Drawn surfaces with defects: a data set that is made on the spot, without a download.
 
-    Three surfaces, each with five kinds of defect: ``weave`` (a cloth), ``brushed_metal`` (a sheet under a lamp) and
-    ``printed_parts`` (a tray of parts, the only one whose pictures are aligned). Brightness varies from picture to
-    picture and defects keep to the surface's own range of values, so they show in structure rather than in brightness.
+    Four surfaces, each with five kinds of defect: ``weave`` (a cloth), ``brushed_metal`` (a sheet under a lamp),
+    ``printed_parts`` (a tray of parts, the only one whose pictures are aligned) and ``loose_parts`` (screws, washers
+    and nuts that lie anywhere, turned any way). Brightness varies from picture to picture and defects keep to the
+    surface's own range of values, so they show in structure rather than in brightness.
 
     Args:
         root (Path | str | None): Folder for the drawn files; anomalib's folder for data sets when ``None``.
             Defaults to ``"./datasets/SyntheticSurfaces"``.
-        category (str): Which surface: ``"weave"``, ``"brushed_metal"`` or ``"printed_parts"``.
+        category (str): Which surface: ``"weave"``, ``"brushed_metal"``, ``"printed_parts"`` or
+            ``"loose_parts"``.
             Defaults to ``"weave"``.
         num_train (int): Number of normal pictures to train on.
             Defaults to ``150``.

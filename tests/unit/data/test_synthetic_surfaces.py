@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 from sklearn.metrics import roc_auc_score
 
 from anomalib_osdirf.data import SyntheticSurfaces, synthetic_surfaces
-from anomalib_osdirf.data.surface_drawing import SURFACES, draw_surface
+from anomalib_osdirf.data.surface_drawing import SURFACES, Canvas, LooseParts, draw_surface
 
 KINDS = [(category, defect) for category, surface in SURFACES.items() for defect in surface.defects()]
 SMALL: dict[str, Any] = {"num_train": 3, "num_test_good": 2, "num_test_per_defect": 2, "image_size": 64}
@@ -60,6 +60,26 @@ def test_the_seed_decides_the_picture(category: str) -> None:
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[0] != other[0]).mean() > 0.5
+
+
+def test_loose_parts_lie_elsewhere_in_every_picture() -> None:
+    scenes = [LooseParts(Canvas(128), np.random.default_rng([8, number])) for number in range(40)]
+    covered = []
+    for scene in scenes:
+        there = np.stack(scene.heights) > 0
+        assert there.sum(axis=0).max() == 1
+        assert there.any(axis=(1, 2)).all()
+        assert 3 <= len(there) <= 6
+        assert {part.kind for part in scene.parts} == {"screw", "washer", "nut"}
+        covered.append(there.any(axis=0))
+    assert np.mean(covered, axis=0).max() < 0.5
+    turns, places = [], []
+    for scene in scenes:
+        screw = next(part for part in scene.parts if part.kind == "screw")
+        turns.append(screw.turn)
+        places.append(screw.place)
+    assert np.bincount((np.array(turns) / (np.pi / 2)).astype(int), minlength=4).min() >= 3
+    assert np.std(places, axis=0).min() > 30
 
 
 def test_files_lie_as_in_mvtec(tmp_path: Path) -> None:
@@ -162,7 +182,7 @@ def test_processes_that_draw_at_once_agree_on_one_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"category": "carpet"}, "category is 'carpet'.*weave, brushed_metal, printed_parts"),
+        ({"category": "carpet"}, "category is 'carpet'.*weave, brushed_metal, printed_parts, loose_parts"),
         ({"image_size": 16}, "image_size is 16.*at least 32"),
         ({"num_train": 0}, "num_train is 0.*at least 1"),
         ({"num_test_good": -1}, "num_test_good is -1.*at least 1"),
