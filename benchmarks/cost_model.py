@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each part of OSDIRF costs for an image: operations, bytes, time, and how close that is to the machine's limit.
 
-    python benchmarks/cost_model.py --backbone efficientnet_b4 --denoisers mlp unet dit_s
+    python benchmarks/cost_model.py --backbone efficientnet_b4 --denoisers conv_mlp unet dit_s
 
 Weights are random, which changes no cost. Operations are torch's count (a multiplication and an addition are two);
 bytes are those of weights, and of what goes into a part and comes out. The floor is the larger of operations by the
 measured rate of a large matrix product and bytes by the measured rate of a copy; caches can be faster than the second.
-Parts take turns, and so do the whole network and the bare backbone; times are medians. InvAD is the same denoiser asked
-three times, as the paper has it. OpenVINO's are the same networks in float32, by its latency hint;
-torch.compile's have frozen weights.
+Parts take turns, and so do the whole network and the bare backbone; times are medians. InvAD is the same denoiser
+evaluated three times. OpenVINO's networks are the same in float32, with its latency hint; torch.compile's have frozen
+weights.
 """
 
 import argparse
@@ -24,111 +24,105 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from anomalib_osdirf.density import PositionMixture, SumByKind
-from anomalib_osdirf.models.feature_network import upsampled
+from anomalib_osdirf.features import coarse
+from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.invad import InvADModel
 from anomalib_osdirf.models.osdirf import OSDIRFModel
-from anomalib_osdirf.models.osdirf.torch_model import DeployedOSDIRF
+from anomalib_osdirf.models.scorer import Scorer, upsampled
+from anomalib_osdirf.scoring import PatchMixture, PositionGaussians
 
-WHOLE, BARE = "all", "bare backbone"
-INVAD, INVERSION = "InvAD", "InvAD's inversion"
+WHOLE, BARE, INVAD = "all", "bare backbone", "InvAD"
+STRUCTURES = ("position", "mixture")
 _SIZE = (256, 256)
+_GRID, _DIM = 16, 96
+_COMPONENTS, _FINE_COMPONENTS = 32, 16
 
-Part = tuple[str, Callable[[], Any], nn.Module | None, list[Tensor]]
+Part = tuple[str, Callable[[], Any], list[nn.Module], list[Tensor]]
 
 
-def shared(arguments: argparse.Namespace, denoiser: str) -> dict[str, Any]:
-    """Return the arguments that both models have, after fixing the random weights."""
+def osdirf(backbone: str, denoiser: str, structure: str, clusters: int = 1) -> FieldModel:
+    """Build OSDIRF's deployed model with a density of that structure, and so many clusters of images."""
     torch.manual_seed(0)
-    return {
-        "backbone": arguments.backbone,
-        "layers": None,
-        "feature_dim": 96,
-        "grid_size": 16,
-        "denoiser": denoiser,
-        "prediction_type": "v_prediction",
-        "ema_decay": 0.999,
-    }
+    model = OSDIRFModel(timestep=200, density=structure, **_shared(backbone, denoiser)).eval()
+    _fill(model.scorer, structure, clusters if structure == "position" else 1)
+    return model.freeze()
 
 
-def osdirf(arguments: argparse.Namespace, denoiser: str, kinds: int) -> DeployedOSDIRF:
-    """Build OSDIRF's network that scores, of so many kinds of image."""
-    model = OSDIRFModel(
-        timestep=120,
-        state="scaled",
-        image_score="max_top_k",
-        density="position_full",
-        map_grid_size=arguments.map_grid_size or None,
-        **shared(arguments, denoiser),
-    )
-    return of_kinds(model.eval().deploy(), kinds)
+def invad(backbone: str, denoiser: str) -> FieldModel:
+    """Build InvAD's deployed model, with three steps."""
+    torch.manual_seed(0)
+    own = {"whiten": True, "prediction_type": "v_prediction"}
+    model = InvADModel(3, "released", "nll_diff", **own, **_shared(backbone, denoiser)).eval()
+    model.scorer.num_images = 1
+    return model.freeze()
 
 
-def invad(arguments: argparse.Namespace, denoiser: str) -> nn.Module:
-    """Build InvAD's network that scores, with three steps."""
-    model = InvADModel(
-        num_inference_steps=3,
-        timestep_spacing="paper",
-        image_score="nll_diff",
-        density="standard",
-        **shared(arguments, denoiser),
-    )
-    return model.eval().deploy().eval()
+def _shared(backbone: str, denoiser: str) -> dict[str, Any]:
+    sizes = {"layers": None, "feature_dim": _DIM, "grid_size": _GRID, "ema_decay": 0.999}
+    return {"backbone": backbone, "denoiser": denoiser, **sizes}
 
 
-@torch.no_grad()
-def of_kinds(network: DeployedOSDIRF, kinds: int) -> DeployedOSDIRF:
-    """Give the network Gaussians of several kinds of image, as far apart as random images are."""
-    images = torch.rand(kinds, 1, 3, *_SIZE)
-    centres = torch.cat([network.field_of(network.backbone.pool(network.backbone(image))) for image in images])
-    _, dim, side, _ = centres.shape
-    network.density = nn.Identity()  # which is not to be in memory beside the other one
-    density, score = PositionMixture(dim, side), SumByKind(2)
-    density.set_buffers(
-        mean=centres.flatten(2).transpose(1, 2),
-        whitener=torch.eye(dim).repeat(kinds, side**2, 1, 1),
-        log_normaliser=torch.zeros(kinds, side**2),
-    )
-    density.choice.set_gaussians(centres.flatten(1), torch.ones(kinds, dim * side**2))
-    score.set_buffers(**{name: torch.ones(kinds, *value.shape[1:]) for name, value in score.named_buffers()})
-    network.density, network.score = density, score
-    return network.eval()
+def _fill(scorer: Any, structure: str, clusters: int) -> None:  # noqa: ANN401
+    """Give a scorer densities of the sizes that a fit would."""
+    field, fine = _GRID**2, 4 * _GRID**2
+    if structure == "position":
+        scorer.density, scorer.fine_density = PositionGaussians(), PositionGaussians(blocks=True)
+        for density, count, positions, groups in (
+            (scorer.density, clusters, field, field),
+            (scorer.fine_density, 1, fine, fine // 4),
+        ):
+            density.set_buffers(
+                mean=torch.zeros(count, positions, _DIM),
+                whitener=torch.eye(_DIM).repeat(count, groups, 1, 1),
+                constant=torch.zeros(count, groups),
+            )
+    else:
+        scorer.density, scorer.fine_density = PatchMixture(), PatchMixture()
+        for density, count in ((scorer.density, _COMPONENTS), (scorer.fine_density, _FINE_COMPONENTS)):
+            weight = torch.randn(count * _DIM, _DIM)
+            density.set_buffers(weight=weight, bias=torch.zeros(len(weight), 1), constant=torch.zeros(count, 1))
+    centres = torch.randn(clusters, _DIM)
+    scorer.clusters.set_buffers(scale=torch.ones(_DIM), centres=centres, cluster_of_centre=torch.arange(clusters))
+    scorer.units.fit(torch.zeros(clusters, _GRID, _GRID), torch.ones(clusters, _GRID, _GRID))
+    scorer.fine_units.fit(torch.zeros(1, 2 * _GRID, 2 * _GRID), torch.ones(1, 2 * _GRID, 2 * _GRID))
+    scorer.image_score.set_buffers(scale=torch.ones(clusters, 2), offset=torch.zeros(clusters, 2))
+    scorer.structure, scorer.num_images = structure, 1
 
 
-def parts(network: DeployedOSDIRF, batch: int) -> list[Part]:
-    """Return the parts in the order in which the network runs them: name, run, weights, inputs."""
+def parts(model: FieldModel, batch: int) -> list[Part]:
+    """Return the parts in the order in which the model runs them: name, run, weights, inputs."""
+    network: Any = model.network
+    scorer: Any = model.scorer
+    assert isinstance(scorer, Scorer)
     images = torch.rand(batch, 3, *_SIZE)
-    maps = network.backbone.maps(images)
-    pooled = network.backbone.pool(network.backbone.coarse(maps))
-    z = network.whitening(pooled)
-    field = network.field(z)
-    nll = network.density.map(field)
-    result: list[Part] = [
-        ("backbone", lambda: network.backbone.maps(images), network.backbone, [images]),
-        ("grid", lambda: network.backbone.pool(network.backbone.coarse(maps)), None, maps),
-        ("whitening", lambda: network.whitening(pooled), network.whitening, [pooled]),
-        ("denoiser", lambda: network.field(z), network.denoiser, [z]),
-        ("density", lambda: network.density.map(field), network.density, [field]),
+    features = network.backbone(images)
+    fine = network.projection(features)
+    z = coarse(fine)
+    field = network.read(list(network.denoisers), z, network.abars)
+    cluster = scorer.clusters(fine)
+    nll = scorer.density(field, cluster)
+    values = scorer.units(nll, cluster)
+
+    def denoised() -> Tensor:
+        read: Tensor = network.read(list(network.denoisers), z, network.abars)
+        return read
+
+    return [
+        ("backbone and grid", lambda: network.backbone(images), [network.backbone], [images]),
+        ("PCA", lambda: network.projection(features), [network.projection], [features]),
+        ("denoiser", denoised, [network.denoisers], [z]),
+        ("density", lambda: scorer.density(field, cluster), [scorer.density], [field]),
+        ("fine density", lambda: scorer.fine_density(fine), [scorer.fine_density], [fine]),
+        ("units", lambda: scorer.units(nll, cluster), [scorer.units], [nll]),
+        ("up-sampling", lambda: upsampled(values, _SIZE), [], [values]),
     ]
-    if network.feature_density is not None:
-        density, side = network.feature_density, network.details_size
-        assert side is not None
-        details = network.whitening(network.backbone.fine(maps, side))
-        result += [
-            ("fine features", lambda: network.whitening(network.backbone.fine(maps, side)), network.whitening, maps),
-            ("their density", lambda: density.map(details), density, [details]),
-        ]
-    result.append(("up-sampling", lambda: upsampled(nll, _SIZE), None, [nll]))
-    return result
 
 
 def bytes_of(part: Part) -> int:
     """Bytes of weights, inputs and outputs."""
     _, run, weights, inputs = part
-    outputs = run()
-    tensors = [*inputs, *(outputs if isinstance(outputs, list) else [outputs])]
-    kept = [] if weights is None else [*weights.parameters(), *weights.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *kept])
+    kept = [tensor for module in weights for tensor in (*module.parameters(), *module.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, run(), *kept))
 
 
 def operations_of(part: Part) -> int:
@@ -182,13 +176,11 @@ def parsed() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="efficientnet_b4")
-    parser.add_argument("--denoisers", nargs="+", default=["mlp", "unet", "dit_s"])
+    parser.add_argument("--denoisers", nargs="+", default=["conv_mlp"])
+    parser.add_argument("--structures", nargs="+", choices=STRUCTURES, default=STRUCTURES)
+    parser.add_argument("--clusters", type=int, default=1, help="of images, with the structure position")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--map-grid-size", type=int, default=32, help="0 leaves the features' own density out")
-    parser.add_argument("--kinds", type=int, default=9, help="of image, that OSDIRF's density is of")
-    parser.add_argument(
-        "--invad", action=argparse.BooleanOptionalAction, default=True, help="its network needs three denoisers' memory"
-    )
+    parser.add_argument("--invad", action="store_true", help="time InvAD, too")
     parser.add_argument("--openvino", action="store_true", help="time OpenVINO's networks, too")
     parser.add_argument("--compile", action="store_true", help="time torch.compile's networks, too")
     parser.add_argument("--rounds", type=int, default=20)
@@ -196,58 +188,55 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measured(
+    arguments: argparse.Namespace, models: dict[str, FieldModel], batch: int, rate: float, bandwidth: float
+) -> list[str]:
+    """Return the table of a model at a batch size, and its time beside the bare backbone and InvAD."""
+    backbone: Any = models[WHOLE].network.backbone
+    every = parts(models[WHOLE], batch)
+    images = every[0][3][0]
+    networks: dict[str, nn.Module] = {**models, BARE: backbone.network}
+    runs: dict[str, Callable[[], Any]] = {name: run for name, run, *_ in every}
+    runs |= {name: partial(network, images) for name, network in networks.items()}
+    runs[BARE] = partial(backbone.maps, images)
+    rounds = max(3, arguments.rounds // batch)
+    seconds = medians(runs, rounds)
+    engines = {"torch": seconds}
+    if arguments.compile:
+        engines["torch.compile"] = medians(inductor_runs(networks, images), rounds)
+    if arguments.openvino:
+        engines["OpenVINO"] = medians(openvino_runs(networks, images), rounds)
+    lines = ["| part | M operations | MB | ms | floor, ms | share |", "|---|---|---|---|---|---|"]
+    costs = {part[0]: (operations_of(part), bytes_of(part)) for part in every}
+    costs[WHOLE] = (sum(one for one, _ in costs.values()), sum(one for _, one in costs.values()))
+    for name, (operations, size) in costs.items():
+        floor = max(operations / rate, size / bandwidth)
+        lines.append(
+            f"| {name} | {operations / batch / 1e6:.1f} | {size / batch / 1e6:.2f} | "
+            f"{1000 * seconds[name] / batch:.2f} | {1000 * floor / batch:.2f} | {seconds[name] / seconds[WHOLE]:.0%} |"
+        )
+    lines.append("")
+    for engine, times in engines.items():
+        relative = f"{times[WHOLE] / times[BARE]:.2f} times the bare backbone"
+        more = f"; InvAD takes {times[INVAD] / times[WHOLE]:.2f} times as long" if INVAD in times else ""
+        lines.append(f"{engine}: {1000 * times[WHOLE] / batch:.1f} ms, {relative}{more}.")
+    return lines
+
+
+@torch.inference_mode()
 def main() -> None:
-    """Print a Markdown table for each denoiser and batch size, and keep them."""
+    """Print a Markdown table for each denoiser, structure and batch size, and keep them."""
     arguments = parsed()
     rate, bandwidth = machine_rates()
     machine = f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
-    lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32, {arguments.kinds} kinds"]
+    lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32"]
     for denoiser in arguments.denoisers:
-        network = osdirf(arguments, denoiser, arguments.kinds)
-        other = invad(arguments, denoiser) if arguments.invad else None
-        for batch in arguments.batches:
-            with torch.inference_mode():
-                every = parts(network, batch)
-                images = every[0][3][0]
-                z = every[3][3][0]
-                runs = {name: run for name, run, *_ in every}
-                runs |= {WHOLE: partial(network, images), BARE: partial(network.backbone.maps, images)}
-                if other is not None:
-                    runs |= {INVAD: partial(other, images), INVERSION: partial(other.field, z)}
-                rounds = max(3, arguments.rounds // batch)
-                seconds = medians(runs, rounds)
-                engines = {"torch": seconds}
-                networks = {WHOLE: network, BARE: network.backbone.network}
-                if other is not None:
-                    networks[INVAD] = other
-                if arguments.compile:
-                    engines["torch.compile"] = medians(inductor_runs(networks, images), rounds)
-                if arguments.openvino:
-                    engines["OpenVINO"] = medians(openvino_runs(networks, images), rounds)
-                costs = {part[0]: (operations_of(part), bytes_of(part)) for part in every}
-            costs[WHOLE] = tuple(map(sum, zip(*costs.values(), strict=True)))
-            lines += [
-                "",
-                f"{denoiser}, batch {batch}, by image:",
-                "",
-                "| part | M operations | MB | ms | floor, ms | share |",
-                "|---|---|---|---|---|---|",
-            ]
-            for name, (operations, size) in costs.items():
-                floor = max(operations / rate, size / bandwidth)
-                lines.append(
-                    f"| {name} | {operations / batch / 1e6:.1f} | {size / batch / 1e6:.2f} | "
-                    f"{1000 * seconds[name] / batch:.2f} | {1000 * floor / batch:.2f} | "
-                    f"{seconds[name] / seconds[WHOLE]:.0%} |"
-                )
-            lines.append("")
-            for engine, times in engines.items():
-                relative = f"{times[WHOLE] / times[BARE]:.2f} times the bare backbone"
-                more = f"; InvAD takes {times[INVAD] / times[WHOLE]:.2f} times as long" if INVAD in times else ""
-                lines.append(f"{engine}: {1000 * times[WHOLE] / batch:.1f} ms, {relative}{more}.")
-            if INVERSION in seconds:
-                inversion = seconds[INVERSION] / seconds["denoiser"]
-                lines.append(f"InvAD's inversion takes {inversion:.2f} times as long as the denoiser's one evaluation.")
+        other = {INVAD: invad(arguments.backbone, denoiser)} if arguments.invad else {}
+        for structure in arguments.structures:
+            model = osdirf(arguments.backbone, denoiser, structure, arguments.clusters)
+            for batch in arguments.batches:
+                lines += ["", f"{denoiser}, {structure}, batch {batch}, by image:", ""]
+                lines += measured(arguments, {WHOLE: model, **other}, batch, rate, bandwidth)
     text = "\n".join(lines) + "\n"
     print(text)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -33,17 +33,17 @@ from anomalib.data.utils import read_image
 from anomalib_osdirf import OSDIRF, DiffusionAD
 from anomalib_osdirf.__main__ import main as run_command
 from anomalib_osdirf.data import SyntheticSurfaces
-from anomalib_osdirf.models.checkpoint_files import CheckpointFiles
-from anomalib_osdirf.models.diffusion_training import DiffusionTraining
-from anomalib_osdirf.models.exact_export import ExactExport
-from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
+from anomalib_osdirf.export.exact_export import ExactExport
+from anomalib_osdirf.training.checkpoint_files import CheckpointFiles
+from anomalib_osdirf.training.diffusion_training import DiffusionTraining
+from anomalib_osdirf.training.field_training import FieldTraining
 
-TRAINING_PHASES = ("feature pass", "training", "scoring fit", "validation", "checkpoint")
+TRAINING_PHASES = ("feature pass", "training", "scorer fit", "validation", "checkpoint")
 EXPORTS = ("torch", "onnx", "openvino")
 DATA = {"num_train": 24, "num_test_good": 4, "num_test_per_defect": 1, "image_size": 96}
 # A spilled cache, and checkpoints often enough to be hit.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "OSDIRF": {"backbone": "filter_bank", "grid_size": 8, "map_grid_size": 16, "cache_memory_gb": 0, "max_steps": 40},
+    "OSDIRF": {"backbone": "filter_bank", "grid_size": 8, "cache_memory_gb": 0, "max_steps": 40},
     "DiffusionAD": {
         "base_channels": 8,
         "channel_multipliers": [1, 2],
@@ -136,10 +136,10 @@ def _be_child(arguments: list[str], folder: Path, pipe: int) -> None:
     os.chdir(folder)
     tempfile.tempdir = str(folder / "tmp")
     for owner, name, phase in (
-        (FeatureDiffusion, "_feature_pass", "feature pass"),
+        (FieldTraining, "_feature_pass", "feature pass"),
         (DiffusionTraining, "on_train_start", "training"),
-        (FeatureDiffusion, "fit_scoring", "scoring fit"),
-        (DiffusionAD, "fit_scoring", "scoring fit"),
+        (FieldTraining, "fit_scoring", "scorer fit"),
+        (DiffusionAD, "fit_scoring", "scorer fit"),
         (DiffusionTraining, "_validate", "validation"),
         (CheckpointFiles, "save_checkpoint", "checkpoint"),
         (ExactExport, "_export", "export"),
@@ -244,7 +244,7 @@ class Kills:
                 spans.setdefault(mark[1:], []).append(moment - begun[mark[1:]])
         if "training" in spans:  # from its first step to the fit that follows its last
             times = dict(reversed([(mark, moment) for moment, mark in child.marks]))
-            spans["training"] = [times["+scoring fit"] - times["-training"]]
+            spans["training"] = [times["+scorer fit"] - times["-training"]]
         self.spans[name] = spans
         return folder
 
@@ -318,9 +318,9 @@ class Kills:
         pair = [CLASSES[model].load_from_checkpoint(path).eval() for path in (self.undisturbed[model], checkpoint)]
         states = [{key: value for key, value in one.state_dict().items() if torch.is_tensor(value)} for one in pair]
         assert states[0].keys() == states[1].keys()
-        largest = dict.fromkeys(("weights", "density", "thresholds"), 0.0)
+        largest = dict.fromkeys(("weights", "scorer", "thresholds"), 0.0)
         for key, value in states[0].items():
-            name = "thresholds" if key.startswith("post_processor") else "density" if "density" in key else "weights"
+            name = "thresholds" if key.startswith("post_processor") else "scorer" if "scorer" in key else "weights"
             difference = (value.double() - states[1][key].double()).abs().nan_to_num()
             largest[name] = max(largest[name], float(difference.max()) if difference.numel() else 0.0)
         with torch.no_grad():
@@ -398,7 +398,7 @@ def main() -> None:
     print(f"python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}")
     print(f"kills: {Counter(f'{m.phase}, {m.signal}' for trial in trials for m in trial.moments)}")
     print(f"resumed from: {Counter(name for trial in trials for name in trial.resumed_from)}")
-    for name in ("weights", "density", "thresholds", "predictions"):
+    for name in ("weights", "scorer", "thresholds", "predictions"):
         values = [trial.differences[name] for trial in trials if name in trial.differences]
         print(f"largest difference, {name}: {max(values):.1e} (median {statistics.median(values):.1e})")
     for name in ("broken_files", "left_in_temporary_folder", "left_in_results"):

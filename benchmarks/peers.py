@@ -48,9 +48,10 @@ def padim(arguments: argparse.Namespace) -> nn.Module:
 def builders(arguments: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     """Return what builds each model."""
     return {
-        "OSDIRF, one kind of image": lambda: osdirf(arguments, "mlp", 1),
-        "OSDIRF, nine kinds": lambda: osdirf(arguments, "mlp", 9),
-        "InvAD, 3 steps": lambda: invad(arguments, "mlp"),
+        "OSDIRF, position": lambda: osdirf(arguments.backbone, "conv_mlp", "position"),
+        "OSDIRF, position, 9 clusters": lambda: osdirf(arguments.backbone, "conv_mlp", "position", 9),
+        "OSDIRF, mixture": lambda: osdirf(arguments.backbone, "conv_mlp", "mixture"),
+        "InvAD, 3 steps": lambda: invad(arguments.backbone, "conv_mlp"),
         "PatchCore 1 %": lambda: patchcore(arguments, 0.01),
         "PatchCore 10 %": lambda: patchcore(arguments, 0.1),
         "PaDiM": lambda: padim(arguments),
@@ -76,7 +77,6 @@ def main() -> None:
     parser.add_argument("--padim-layers", nargs="+", default=["blocks.1", "blocks.2", "blocks.4"])
     parser.add_argument("--images", type=int, default=761, help="training images that PatchCore's memory bank is of")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--map-grid-size", type=int, default=32, help="of OSDIRF; 0 leaves its finer map out")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/peers.md"))
     arguments = parser.parse_args()

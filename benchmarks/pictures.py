@@ -5,8 +5,8 @@
     python -m anomalib_osdirf quickstart
     python benchmarks/pictures.py results/OSDIRF/SyntheticSurfaces/weave/latest
 
-Writes docs/report.jpg, threshold and gallery of the report page; docs/images/threshold.jpg, the former alone; and
-docs/images/defects.jpg, anomalib's picture of the first image of each kind of defect.
+Writes docs/report.jpg, threshold and gallery of the report page, and docs/images/defects.jpg, anomalib's picture of the
+first image of each kind of defect.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 1100, 900
 
 
 def photograph(page: Path, output: Path) -> None:
-    """Photograph two sections of a page, side by side and the first one alone."""
+    """Photograph two sections of a page, side by side."""
     program = next(path for path in map(shutil.which, BROWSERS) if path)
     parts = []
     with sync_playwright() as playwright:
@@ -43,7 +43,6 @@ def photograph(page: Path, output: Path) -> None:
             )
         browser.close()
     _save(np.concatenate(parts, axis=1), output / "report.jpg", width=1500, quality=85)
-    _save(parts[0], output / "images" / "threshold.jpg", width=640, quality=70)
 
 
 def show_defects(folder: Path, output: Path) -> None:

@@ -4,9 +4,8 @@
 
     python benchmarks/streaming_memory.py
 
-The features have MobileNetV2's channels on the default grids. Moments of all positions together (for standardisation
-and PCA), moments of each position of the map's grid, kinds of image, density and score constants are fitted as in a
-training. The cache is left out: it has a limit of its own.
+The features have MobileNetV2's channels on the default grids; PCA and scorer are fitted as in a training. The cache is
+left out: it has a limit of its own.
 """
 
 import argparse
@@ -18,10 +17,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from anomalib_osdirf.density import BlockGaussian, PositionMixture, SumByKind, image_score
-from anomalib_osdirf.features import PCAWhitening, StreamingMoments
+from anomalib_osdirf.features import PCAProjection, StreamingMoments, coarse
+from anomalib_osdirf.models.scorer import Scorer
 
 BANK = 64
 
@@ -38,7 +36,7 @@ def peak() -> float:
 
 
 class Features:
-    """Any number of generated feature maps on the map's grid, of which only a batch exists at a time.
+    """Any number of generated fine features, of which only a batch exists at a time.
 
     Args:
         arguments: Sizes.
@@ -47,31 +45,24 @@ class Features:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         generator = torch.Generator().manual_seed(0)
-        size = (arguments.map_grid_size, arguments.map_grid_size)
+        size = (2 * arguments.grid_size, 2 * arguments.grid_size)
         mixing = torch.randn(arguments.channels, arguments.channels, generator=generator)
         noise = torch.randn(BANK, arguments.channels, *size, generator=generator)
         self.bank = torch.einsum("cd,ndhw->nchw", mixing, noise) + 5
 
-    def __call__(self) -> Iterator[Tensor]:
-        """Yield the batches, the same ones in each pass."""
+    def __call__(self, name: str) -> Iterator[Tensor]:
+        """Yield the batches, the same ones in each pass, and print the memory at every tenfold number of images."""
         generator = torch.Generator().manual_seed(1)
+        start, next_look = time.perf_counter(), 100
         for first in range(0, self.arguments.images, self.arguments.batch):
             count = min(self.arguments.batch, self.arguments.images - first)
             chosen = torch.randint(BANK, (count,), generator=generator)
             scale = 1 + 0.1 * torch.randn(count, self.arguments.channels, 1, 1, generator=generator)
             yield self.bank[chosen] * scale
-
-
-def watched(name: str, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Yield batches, and print the memory whenever their images have become ten times as many."""
-    start, seen, next_look = time.perf_counter(), 0, 100
-    for batch in batches:
-        yield batch
-        seen += len(batch)
-        if seen >= next_look:
-            next_look *= 10
-            seconds = time.perf_counter() - start
-            print(f"| {name} | {seen} | {resident():.0f} | {peak():.0f} | {seconds:.0f} |", flush=True)
+            if first + count >= next_look:
+                next_look *= 10
+                seconds = time.perf_counter() - start
+                print(f"| {name} | {first + count} | {resident():.0f} | {peak():.0f} | {seconds:.0f} |", flush=True)
 
 
 @torch.no_grad()
@@ -79,42 +70,31 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--channels", type=int, default=168, help="channels of the backbone's layers")
+    parser.add_argument("--channels", type=int, default=128, help="channels of the backbone's layers")
     parser.add_argument("--grid-size", type=int, default=16)
-    parser.add_argument("--map-grid-size", type=int, default=32)
     parser.add_argument("--feature-dim", type=int, default=96)
+    parser.add_argument("--density", default="auto")
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     features = Features(arguments)
-    ratio = arguments.map_grid_size // arguments.grid_size
     print(f"Before: {resident():.0f} MB\n\n| pass | images | MB | largest MB | s |\n|---|---|---|---|---|")
-
-    moments, details = StreamingMoments(), StreamingMoments()
-    for batch in watched("features", features()):
-        moments.update(avg_pool2d(batch, ratio).permute(0, 2, 3, 1).flatten(0, 2))
-        details.update(batch.flatten(2).permute(2, 0, 1))
-    whitening = PCAWhitening(arguments.channels, arguments.feature_dim)
-    whitening.fit(moments)
-    map_density = BlockGaussian(arguments.feature_dim, arguments.map_grid_size)
-    map_density.fit_moments(details.affine(whitening.weight, whitening.bias), StreamingMoments())
-
-    def fields(name: str) -> Iterator[Tensor]:
-        return (whitening(avg_pool2d(batch, ratio)) for batch in watched(name, features()))
-
-    density, score = PositionMixture(arguments.feature_dim, arguments.grid_size), SumByKind(2)
+    moments = StreamingMoments()
+    for batch in features("features"):
+        moments.update(coarse(batch).permute(0, 2, 3, 1).flatten(0, 2))
+    projection = PCAProjection(arguments.channels, arguments.feature_dim, whiten=False)
+    projection.fit(moments)
     passes = itertools.count(1)
-    density.cluster(lambda: fields(f"clusters, pass {next(passes)}"), lambda: fields("kinds"))
-    density.fit(fields("density"))
-    maps = ((density.map(field), density.choose(field)) for field in fields("score"))
-    terms = ((torch.stack([image_score(nll, term) for term in ("max", "top_k")], dim=1), kind) for nll, kind in maps)
-    score.fit(terms, density.num_kinds)
-    sizes = {
-        "of all positions together": moments.scatter.nbytes,
-        "of each position of the map's grid": details.scatter.nbytes,
-        "of a kind's field": 8 * arguments.feature_dim**2 * arguments.grid_size**2,
-    }
-    print(f"\nKinds: {density.num_kinds}")
-    print("Moments: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()))
+
+    def images() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        seen = 0
+        for batch in features(f"scorer, pass {next(passes)}"):
+            fine = projection(batch)
+            yield coarse(fine), fine, torch.arange(seen, seen + len(fine))
+            seen += len(fine)
+
+    scorer = Scorer(arguments.density)
+    scorer.fit(images)
+    print(f"\n{scorer.structure}, {scorer.clusters.count} clusters of images")
 
 
 if __name__ == "__main__":

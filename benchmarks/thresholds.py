@@ -8,7 +8,7 @@ On the embedded data set, and on folders laid out as train/good, test/<good or d
         --weights mobilenetv2_100.safetensors
 
 OSDIRF is trained on four fifths of the training images. Thresholds come from three kinds of scores: of those images
-under the finished model, of the same images left out of their own density, and of the fifth that was held out. The
+under the finished model, of the same images under densities fitted on others, and of the fifth that was held out. The
 plot and the table show how many normal test images lie above each. A band, or "expected" in the table, is where that
 share lies in 95 of 100 cases if the scores are like those of new images: it has the uncertainty of the threshold and
 that of counting among so many test images. Scores are kept in the output folder: the same command goes on where it was
@@ -37,7 +37,7 @@ from anomalib_osdirf.post_processing.tail import calibrate, supports
 LEVELS = ("image", "pixel")
 SOURCES = {
     "training": "training images, as they are",
-    "left out": "training images, left out of their density",
+    "cross-fitted": "training images, cross-fitted",
     "held out": "held-out images",
 }
 COLOURS = dict(zip(SOURCES, ("#d55e00", "#0072b2", "#009e73"), strict=True))
@@ -79,7 +79,7 @@ def measure(data: AnomalibDataModule, arguments: argparse.Namespace, seed: int, 
     Engine(default_root_dir=output, devices=1, enable_progress_bar=False).fit(model, datamodule=data)
     model.eval()
     return {
-        "left out": post_processor.recorded,
+        "cross-fitted": post_processor.recorded,
         "training": raw_scores(model, data.train_data),
         "held out": raw_scores(model, data.val_data),
         "test": raw_scores(model, data.test_data),
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--weights", help="its weights, a local file")
     parser.add_argument("--num-train", type=int, default=250, help="training images of a surface")
     parser.add_argument("--num-test", type=int, default=400, help="normal test images of a surface")
-    parser.add_argument("--max-steps", type=int, default=600)
+    parser.add_argument("--max-steps", type=int, help="the default training's by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("results/thresholds"))
     arguments = parser.parse_args()

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and memory of one step of the denoiser's training, with and without gradient checkpointing.
 
-On random features of the default size (272 channels of EfficientNet-B4, whitened to 96, on 16 x 16 positions), with
+On random features of the default size (216 channels of EfficientNet-B4, reduced to 96, on 16 x 16 positions), with
 AdamW, clipping and the average of the weights as in a training; each row in a process of its own:
 
-    python benchmarks/training_step.py --denoisers mlp dit_s dit_b --batch-sizes 8
+    python benchmarks/training_step.py --denoisers conv_mlp dit_s dit_b --batch-sizes 8
     python benchmarks/training_step.py --denoisers dit_gigant --precision bf16-true --feature-dim 0 --accelerator cuda
 
 Seconds are medians without the first step. Memory is the largest of the device, or of the process on a CPU (packages
@@ -18,6 +18,7 @@ import resource
 import statistics
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,31 +41,29 @@ def largest_memory(device: str) -> float:
 def measure(denoiser: str, batch_size: int, checkpointed: bool, arguments: argparse.Namespace) -> tuple[float, ...]:
     """Train for a few steps; return seconds a step, memory before and the largest, MB."""
     device, precision = arguments.accelerator, arguments.precision
-    network = OSDIRFModel(
-        timestep=0,
-        state="scaled",
-        image_score="max",
+    model = OSDIRFModel(
+        timestep=200,
+        density="standard",
         backbone="efficientnet_b4",
         layers=None,
         feature_dim=arguments.feature_dim or None,
         grid_size=arguments.grid_size,
         denoiser=denoiser,
-        prediction_type="v_prediction",
-        density="standard",
         ema_decay=0.999,
     )
+    network: Any = model.network
     channels = network.backbone.out_channels
     moments = StreamingMoments()
     moments.update(torch.randn(2048, channels))
-    network.whitening.fit(moments)
-    network.to(device).train()
+    network.projection.fit(moments)
+    model.to(device).train()
     if precision == "bf16-true":
-        network.bfloat16()
+        model.bfloat16()
     if checkpointed:
         checkpoint_gradients(network.denoiser)
     weights = list(network.denoiser.parameters())
     optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
-    features = torch.randn(batch_size, channels, arguments.grid_size, arguments.grid_size, device=device)
+    features = torch.randn(batch_size, channels, 2 * arguments.grid_size, 2 * arguments.grid_size, device=device)
     generator = torch.Generator(device).manual_seed(0)
     before, seconds = largest_memory(device), []
     for _ in range(1 + arguments.steps):
@@ -84,7 +83,7 @@ def measure(denoiser: str, batch_size: int, checkpointed: bool, arguments: argpa
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--denoisers", nargs="+", choices=DENOISERS[:-1], default=["mlp", "dit_s"])
+    parser.add_argument("--denoisers", nargs="+", choices=DENOISERS[:-1], default=["conv_mlp", "dit_s"])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32])
     parser.add_argument("--feature-dim", type=int, default=96, help="0 for all channels")
     parser.add_argument("--grid-size", type=int, default=16)

@@ -65,7 +65,6 @@ def measure(backbone: str, cached: bool, arguments: argparse.Namespace) -> Clock
             feature_cache=cached,
             max_epochs=1 + (10 if cached else 1) * arguments.epochs,
             checkpoint_every_n_steps=0,
-            map_grid_size=None,  # nothing of the training
             seed=0,
             visualizer=False,
         )

@@ -5,6 +5,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from lightning.pytorch import Callback
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
+from anomalib_osdirf.models.field_network import FieldNetwork
 from anomalib_osdirf.telemetry import send_nothing
+from anomalib_osdirf.training.field_training import FieldTraining
 from exactness import unclip
 from image_files import write_video
 from small_data import small_folder
@@ -61,6 +64,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def room_for_signals() -> None:
     """Tests compile OpenVINO models in this process in many ways, and child processes end in it."""
     make_room_for_signals()
+
+
+@contextmanager
+def any_denoiser_is_kept() -> Iterator[None]:
+    """Have a denoiser kept however little it explains, as a few steps explain nothing and leave the untrained one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FieldNetwork, "explained_share", lambda *_: 0.5)
+        patch.setattr(FieldTraining, "_compare_with_none", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def keep_denoiser() -> Iterator[None]:
+    """Have a denoiser kept however little it explains."""
+    with any_denoiser_is_kept():
+        yield
+
+
+@pytest.fixture
+def float32_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in float32 on every processor: bfloat16 makes of a difference in the last bit one in the eighth."""
+    monkeypatch.setattr("anomalib_osdirf.models.field_network._has_bfloat16", lambda: False)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -170,7 +195,9 @@ def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("trained")
     datamodule = small_folder(parts)
     engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
-    metrics = engine.train(OSDIRF(**TINY, seed=0, pre_processor=pre_processor()), datamodule=datamodule)[0]
+    model = OSDIRF(**TINY, seed=0, learning_rate=1e-2, pre_processor=pre_processor())  # a field other than the features
+    with any_denoiser_is_kept():
+        metrics = engine.train(model, datamodule=datamodule)[0]
     checkpoint = Path(str(engine.best_model_path))
     return Trained(checkpoint.parents[2], checkpoint, dict(metrics))
 

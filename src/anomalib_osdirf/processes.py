@@ -75,6 +75,25 @@ class Processes:
         everything[self.rank :: self.count] = values
         return self.add(everything)
 
+    def collected(self, values: Tensor, numbers: Tensor) -> Tensor:
+        """Return the rows of all processes in the order of their numbers, of which each has some.
+
+        Args:
+            values: This process's rows, shape ``(N, ...)``.
+            numbers: Their numbers, shape ``(N,)``, none twice.
+        """
+        if self.count == 1:
+            return values
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.rank] = len(values)
+        sizes = self.add(sizes)
+        start = int(sizes[: self.rank].sum())
+        everything = values.new_zeros(int(sizes.sum()), *values.shape[1:])
+        order = torch.zeros(len(everything), dtype=torch.int64, device=numbers.device)
+        everything[start : start + len(values)], order[start : start + len(values)] = values, numbers
+        everything, order = self.add(everything), self.add(order)
+        return everything[order.argsort()]
+
     def exchange(self, values: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Send rows to every process and receive theirs.
 

@@ -13,7 +13,10 @@ import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
 
-from anomalib_osdirf import OSDIRF
+from anomalib_osdirf import OSDIRF, InvAD
+from anomalib_osdirf.inference.scoring import load_scorer
+from conftest import TINY, pre_processor
+from textures import textured_image
 
 MakeFolder = Callable[..., Folder]
 MakeModel = Callable[..., OSDIRF]
@@ -25,12 +28,11 @@ MakeEngine = Callable[..., Engine]
     [
         ({"backbone": "resnet"}, "backbone='resnet' is not a timm model; did you mean"),
         ({"backbone": "test_efficientnet", "layers": ["head"]}, r"layers=\['head'\] must be distinct layers of"),
-        ({"denoiser": "unet9"}, "denoiser='unet9' is unknown; use one of mlp, unet, dit_s"),
-        ({"density": "full"}, "density='full' is unknown; use one of standard, channel"),
-        ({"state": "noisy"}, "state='noisy' is unknown; use one of clean, scaled"),
-        ({"image_score": "best"}, "image_score='best' is unknown; use one of max, top_k, mean"),
+        ({"denoiser": "unet9"}, "denoiser='unet9' is unknown; use one of conv_mlp, unet, dit_s"),
+        ({"denoiser": "mlp"}, "denoiser='mlp' is unknown; .* conv_mlp has replaced mlp"),
+        ({"density": "full"}, "density='full' is unknown; use one of auto, position, mixture, standard"),
         ({"timestep": 1000}, "timestep=1000 is outside the noise schedule; use 0 to 999"),
-        ({"feature_dim": 0}, "feature_dim=0 is not positive; use 1 to 120 for these layers"),
+        ({"feature_dim": 0}, "feature_dim=0 is not positive; use 1 to 80 for these layers"),
         ({"grid_size": 0}, "grid_size=0 is not a positive number of positions"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 is out of range"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is not positive"),
@@ -80,6 +82,47 @@ def test_one_training_image(
         engine().fit(tiny(), datamodule=datamodule)
 
 
+def _constant(rng: np.random.Generator) -> np.ndarray:
+    return np.full((80, 72, 3), 120, np.uint8)
+
+
+def _textured(rng: np.random.Generator) -> np.ndarray:
+    return textured_image(rng, 80, 72)
+
+
+@pytest.fixture(params=["two", "three", "identical", "constant", "two constant"])
+def little(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of few images, or of images that do not vary."""
+    folder = tmp_path / "little"
+    folder.mkdir()
+    textured = [textured_image(np.random.default_rng(seed), 80, 72) for seed in range(3)]
+    constant = np.full((80, 72, 3), 120, np.uint8)
+    images = {
+        "two": textured[:2],
+        "three": textured,
+        "identical": textured[:1] * 6,
+        "constant": [constant] * 6,
+        "two constant": [constant] * 2,
+    }
+    for index, image in enumerate(images[request.param]):
+        cv2.imwrite(str(folder / f"{index}.png"), image)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["auto", "standard", "InvAD"])
+def test_images_that_hardly_vary_give_a_model(
+    model: str, little: Path, folder: MakeFolder, tiny: MakeModel, engine: MakeEngine
+) -> None:
+    made = InvAD(**TINY, pre_processor=pre_processor()) if model == "InvAD" else tiny(density=model)
+    run = engine()
+    run.train(made, datamodule=folder(normal_dir=little))
+    scored = [item for batch in run.predict(made, datamodule=folder()) or [] for item in batch]
+    assert len(scored) == 8
+    for item in scored:
+        assert torch.isfinite(item.pred_score).all()
+        assert torch.isfinite(item.anomaly_map).all()
+
+
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_grey_images_score_as_their_colour_copies(
     depth: type, trained: Any, engine: MakeEngine, parts: Path, tmp_path: Path
@@ -106,12 +149,12 @@ def test_training_on_16_bit_grey_images(
         assert image is not None
         cv2.imwrite(str(tmp_path / source.name), image.astype(np.uint16) * 257)
     moments = []
-    backbone = tiny().model.backbone.state_dict()
+    backbone = tiny().model.network.backbone.state_dict()
     for normal_dir in ("train/good", tmp_path):
         model = tiny()
-        model.model.backbone.load_state_dict(backbone)
+        model.model.network.backbone.load_state_dict(backbone)
         engine().fit(model, datamodule=folder(normal_dir=normal_dir))
-        moments.append(model.model.whitening.bias)
+        moments.append(model.model.network.projection.bias)
     torch.testing.assert_close(*moments, rtol=1e-3, atol=1e-3)
 
 
@@ -130,6 +173,29 @@ def test_model_that_was_never_fitted(folder: MakeFolder, tiny: MakeModel, engine
 
 def test_features_that_are_not_finite(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
     model = tiny()
-    torch.nn.init.constant_(next(model.model.backbone.parameters()), float("nan"))
+    torch.nn.init.constant_(next(model.model.network.backbone.parameters()), float("nan"))
     with pytest.raises(ValueError, match="Features are not finite"):
         engine().fit(model, datamodule=folder())
+
+
+def test_checkpoint_of_the_first_release(
+    trained: Any, folder: MakeFolder, engine: MakeEngine, parts: Path, tmp_path: Path
+) -> None:
+    """Version 0.1.0 wrote no structure into its checkpoints."""
+    checkpoint = torch.load(trained.checkpoint, weights_only=True)
+    del checkpoint["osdirf_structure"]
+    # As it was called then.
+    checkpoint["state_dict"]["model.whitening.weight"] = checkpoint["state_dict"].pop("model.network.projection.weight")
+    checkpoint["hyper_parameters"] |= {"state": "scaled", "num_clusters": None, "denoiser": "mlp"}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    for action in (
+        lambda: OSDIRF.load_from_checkpoint(tmp_path / "old.ckpt"),
+        lambda: engine().train(OSDIRF(), datamodule=folder(), ckpt_path=tmp_path / "old.ckpt"),
+        lambda: engine().test(OSDIRF(), datamodule=folder(), ckpt_path=tmp_path / "old.ckpt"),
+        lambda: engine().predict(OSDIRF(), data_path=parts / "test/good", ckpt_path=tmp_path / "old.ckpt"),
+        lambda: engine().export(OSDIRF(), "torch", export_root=tmp_path / "out", ckpt_path=tmp_path / "old.ckpt"),
+        lambda: load_scorer(tmp_path / "old.ckpt"),
+    ):
+        with pytest.raises(ValueError, match="holds an OSDIRF of an earlier version of anomalib-osdirf") as error:
+            action()
+        assert "\n" not in str(error.value)

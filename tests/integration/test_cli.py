@@ -57,7 +57,7 @@ def test_train_in_a_process_of_its_own(parts: Path, tmp_path: Path) -> None:
     output = _anomalib("train", *MODEL, *_data(parts), *QUIET, folder=tmp_path)
     assert "image_AUROC" in output
     assert "Features of 12 images: cached," in output
-    assert "Density: mixture_full, fitted on 12 images." in output
+    assert "Scorer: fitted on 12 images." in output
     checkpoints = list(tmp_path.rglob("model.ckpt"))
     assert any(path.resolve().parts[-5:-3] == ("parts", "v0") for path in checkpoints)
 
@@ -135,7 +135,7 @@ def test_help_names_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--model.help", "OSDIRF"])
     output = capsys.readouterr().out
-    for name in ("backbone_weights", "feature_dim", "timestep", "density", "image_score", "cache_memory_gb"):
+    for name in ("backbone_weights", "feature_dim", "timestep", "density", "denoiser", "cache_memory_gb"):
         assert re.search(
             rf"--model\.(init_args\.)?{name} ", output
         )  # older versions of jsonargparse write the long form
@@ -144,7 +144,7 @@ def test_help_names_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_argument_value_is_one_clear_line(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="denoiser='gan' is unknown; use one of mlp, unet, dit_s"):
+    with pytest.raises(ValueError, match="denoiser='gan' is unknown; use one of conv_mlp, unet, dit_s"):
         main(["train", "--model=OSDIRF", "--model.denoiser=gan", *_data(parts)])
     assert not (tmp_path / "results").exists()
 

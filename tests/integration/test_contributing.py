@@ -16,7 +16,8 @@ from scipy.stats import multivariate_normal
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.denoisers import VelocityDenoiser, fold
-from anomalib_osdirf.models import feature_network
+from anomalib_osdirf.models import field_network, scorer
+from anomalib_osdirf.scoring import CrossFitted, Sample
 from exactness import TOLERANCES, compare, export, predict, textured_files
 
 MakeModel = Callable[..., OSDIRF]
@@ -24,12 +25,12 @@ MakeFolder = Callable[..., Folder]
 MakeEngine = Callable[..., Engine]
 
 
-def _class(name: str, folder: Path) -> Any:
-    """Run the block of CONTRIBUTING.md that defines a class."""
+def _block(name: str, folder: Path) -> dict[str, Any]:
+    """Run the block of CONTRIBUTING.md that defines a class, and return its names."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block)
     (folder / "block.py").write_text(block, encoding="utf-8")
-    return runpy.run_path(str(folder / "block.py"))[name]
+    return runpy.run_path(str(folder / "block.py"))
 
 
 def _export_says_what_predict_says(model: OSDIRF, data: Folder, engine: MakeEngine, root: Path) -> None:
@@ -43,32 +44,36 @@ def _export_says_what_predict_says(model: OSDIRF, data: Folder, engine: MakeEngi
 def test_the_denoiser_trains_and_exports(
     tiny: MakeModel, folder: MakeFolder, engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoiser = _class("TwoConvolutions", tmp_path)
+    denoiser = _block("TwoConvolutions", tmp_path)["TwoConvolutions"]
     built = denoiser(8)
-    z = torch.randn(3, 8, 4, 4)
+    z, timesteps = torch.randn(3, 8, 4, 4), torch.full((3,), 200)
     with torch.no_grad():
-        torch.testing.assert_close(fold(built, 80)(z), built(z, torch.full((3,), 80)))
+        assert not built(z, timesteps).any()
+        torch.nn.init.normal_(built.output.weight)
+        torch.testing.assert_close(fold(built, 200)(z), built(z, timesteps))
 
     def build(name: str, dim: int, *_: object) -> torch.nn.Module:
         return VelocityDenoiser(denoiser(dim))
 
-    monkeypatch.setattr(feature_network, "build_denoiser", build)
+    monkeypatch.setattr(field_network, "build_denoiser", build)
     _export_says_what_predict_says(tiny(), folder(), engine, tmp_path)
 
 
 def test_the_density_fits_scores_and_exports(
     tiny: MakeModel, folder: MakeFolder, engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    density = _class("IsotropicGaussian", tmp_path)
-    fitted, fields = density(3, 1), torch.randn(200, 3, 1, 1) * 2 + 1
-    fitted.fit([fields])
+    names = _block("IsotropicGaussians", tmp_path)
+    density, fit = names["IsotropicGaussians"], names["fit_isotropic"]
+    fields, numbers = torch.randn(200, 3, 1, 1) * 2 + 1, torch.arange(200)
+    fitted = fit([Sample(fields, 0 * numbers, numbers)], folds=4)
     reference = multivariate_normal(fields.mean(dim=0).flatten(), fields.var(dim=0, correction=0).mean() * torch.eye(3))
     expected = torch.as_tensor(-reference.logpdf(fields.flatten(1)), dtype=torch.float32)
-    torch.testing.assert_close(fitted(fields).flatten(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fitted.density(fields).flatten(), expected, rtol=1e-4, atol=1e-4)
 
-    def build(name: str, dim: int, grid_size: int, *_: object) -> torch.nn.Module:
-        made: torch.nn.Module = density(dim, grid_size**2)
-        return made
+    def fit_positions(samples: Any, clusters: int, folds: int, *_: object, **arguments: Any) -> CrossFitted:
+        result: CrossFitted = fit(samples, folds, arguments["processes"])
+        return result
 
-    monkeypatch.setattr(feature_network, "build_density", build)
-    _export_says_what_predict_says(tiny(), folder(), engine, tmp_path)
+    monkeypatch.setattr(scorer, "fit_positions", fit_positions)
+    monkeypatch.setattr(scorer, "_densities", lambda structure: (density(), density()) if structure else (None, None))
+    _export_says_what_predict_says(tiny(density="position"), folder(), engine, tmp_path)

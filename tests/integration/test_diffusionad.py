@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 
 from anomalib_osdirf import OSDIRF, DiffusionAD
 from anomalib_osdirf.__main__ import main
-from anomalib_osdirf.models.diffusion_training import ResumeCheckpoint
+from anomalib_osdirf.training.diffusion_training import ResumeCheckpoint
 from exactness import TOLERANCES, compare, export, predict, textured_files, unclip
 from processor import has_bfloat16, precisions
 from textures import textured_image

@@ -262,5 +262,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for page, expected in (("index.html", "Troubleshooting"), ("reference/models/index.html", "map_grid_size")):
+    for page, expected in (("index.html", "Troubleshooting"), ("reference/models/index.html", "density")):
         assert expected in (tmp_path / "site" / page).read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported models predict in their own runtimes, with any batch and image size."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from torchvision.transforms import v2
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.denoisers import registry
 from anomalib_osdirf.export import options, quantisation
+from anomalib_osdirf.features import coarse
 from exactness import TOLERANCES, compare, export, predict, textured_files
 from processor import has_bfloat16, precisions
 from small_data import small_folder
@@ -105,28 +105,28 @@ def test_torch_inferencer_takes_any_batch(
     _check({"pred_score": batch.pred_score.numpy(), "anomaly_map": batch.anomaly_map.numpy()}, reference, images)
 
 
-def test_what_is_deployed_follows_the_weights(reference: OSDIRF) -> None:
-    model = copy.deepcopy(reference.model)
+@torch.no_grad()
+def test_frozen_model_scores_as_the_model(reference: OSDIRF) -> None:
+    model = reference.model
     images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        before = model(images).pred_score
-        z = model.whitening(model.extract_features(images))
-        scaled = model.schedule.abar(model.timestep) ** 0.5 * z
-        expected = model.ema.module(scaled, torch.full((2,), model.timestep))
-        torch.testing.assert_close(model.deployed().field(z), expected, rtol=1e-4, atol=1e-5)
-
-        state = {f"model.{key}": value for key, value in model.state_dict().items()}
-        state["model.ema.module.network.output.weight"] = 1.1 * state["model.ema.module.network.output.weight"]
-        torch.nn.ModuleDict({"model": model}).load_state_dict(state)
-        assert not torch.allclose(model(images).pred_score, before)
-    assert not any("deployed" in key for key in model.state_dict())
-    assert model.double().deployed().denoiser.network.output.weight.dtype == torch.float64
+    network, frozen = model.network, model.freeze()
+    z = coarse(network.projection(network.extract_features(images)))
+    abar = network.schedule.abar(200)
+    expected = network.kept(abar**0.5 * z, torch.full((2,), 200))
+    torch.testing.assert_close(frozen.network(images)[0], expected, rtol=1e-4, atol=1e-4)
+    # A denoiser that was trained: another field than that of the untrained one.
+    assert (expected - (1 - abar) ** 0.5 * abar**0.5 * z).abs().max() > 0.01
+    for name, value in frozen(images)._asdict().items():
+        if value is not None:
+            torch.testing.assert_close(value, getattr(model(images), name), rtol=1e-5, atol=1e-4)
+    assert frozen.is_frozen
+    assert not model.is_frozen
 
 
 def test_exports_hold_no_training_weights(exported: dict[str, Path], reference: OSDIRF) -> None:
     loaded = torch.load(exported["torch"], weights_only=False)["model"]
     exported_size = sum(parameter.numel() for parameter in loaded.model.parameters())
-    assert exported_size < sum(parameter.numel() for parameter in reference.model.denoiser.parameters())
+    assert exported_size < sum(parameter.numel() for parameter in reference.model.network.denoiser.parameters())
     assert type(reference.model).__name__ == "OSDIRFModel"
 
 
@@ -222,7 +222,7 @@ def test_metadata_is_in_every_file(exported: dict[str, Path], reference: OSDIRF)
     assert beside["image_threshold"] == pytest.approx(float(post_processor.image_threshold))
     assert beside["pixel_max"] == pytest.approx(float(post_processor.pixel_max))
     assert beside["image_sensitivity"] == 0.5
-    assert beside["arguments"]["timestep"] == 120
+    assert beside["arguments"]["timestep"] == 200
     assert beside["image_size"] == [64, 64]
     assert beside["trained"] is not None
     assert beside["versions"]["anomalib"]
@@ -285,14 +285,17 @@ class TestQuantised:
 
         model = openvino.Core().read_model(files[name])
         assert quantisation.is_quantised(model)
-        products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
-        sources = [
-            {node.input_value(index).get_node().get_type_name() for index in (0, 1)} & {"FakeQuantize"}
-            for node in products
-        ]
-        # Two of the resize and one of each density stay in floating point, the denoiser's six do not.
-        assert sources.count(set()) == 4
-        assert len(sources) == 10
+        quantised: dict[str, list[bool]] = {}
+        for node in model.get_ops():
+            sources = {node.input_value(index).get_node().get_type_name() for index in range(node.get_input_size())}
+            quantised.setdefault(node.get_type_name(), []).append("FakeQuantize" in sources)
+        # Those of resize and densities.
+        assert quantised["MatMul"]
+        assert not any(quantised["MatMul"])
+        # All but the backbone's first one and the PCA; three are in the denoiser's blocks.
+        assert quantised["Convolution"].count(False) == 2
+        assert len(quantised["Convolution"]) > 10
+        assert all(quantised["GroupConvolution"])
 
     @pytest.mark.parametrize("name", ["INT8_PTQ", "INT8_ACQ"])
     def test_thresholds_are_those_of_the_quantised_network(

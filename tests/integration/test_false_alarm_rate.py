@@ -3,6 +3,7 @@
 """Thresholds by a false-alarm rate through training, checkpoints, exports, app and report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,19 +64,19 @@ def test_good_parts_alone_give_thresholds(calibrated: Trained) -> None:
     post_processor = model.post_processor
     assert isinstance(post_processor, FalseAlarmPostProcessor)
     assert post_processor.calibration["source"] == "training"
-    assert post_processor.calibration["images"] == model.model.density.num_images
+    assert post_processor.calibration["images"] == model.model.scorer.num_images
     assert torch.isfinite(torch.stack([post_processor.image_threshold, post_processor.pixel_threshold])).all()
 
 
-def test_training_images_are_left_out_of_their_own_density(calibrated: Trained, parts: Path) -> None:
-    """The threshold is the second largest of ten left-out scores; the finished model's second largest is far below."""
+def test_training_images_are_held_out_of_their_own_density(calibrated: Trained, parts: Path) -> None:
+    """The threshold is the second largest of ten held-out scores; the finished model's second largest is far below."""
     model, data = OSDIRF.load_from_checkpoint(calibrated.checkpoint).eval(), good_parts(parts)
     data.setup("fit")
     images = [torch.from_numpy(read_image(Path(file), 10**6)) for file in data.train_data.samples.image_path]
     scores = torch.stack([model(image.permute(2, 0, 1)[None]).pred_score for image in images])
-    assert len(scores) == model.model.density.num_images
+    assert len(scores) == model.model.scorer.num_images
     assert len(scores) == 10
-    assert scores.flatten().topk(2).values[1] < 0.4  # where nothing is left out it is the threshold, 0.5
+    assert scores.flatten().topk(2).values[1] < 0.4  # where nothing is held out it is the threshold, 0.5
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_a_finished_training_gets_other_thresholds_without_training(
     model = OSDIRF.load_from_checkpoint(str(session.best_model_path))
     assert model.post_processor.false_alarm_rate == RATE
     assert model.post_processor.calibration["source"] == "validation"
-    assert torch.equal(model.state_dict()["model.whitening.weight"], before["model.whitening.weight"])
+    assert torch.equal(model.state_dict()["model.network.projection.weight"], before["model.network.projection.weight"])
     assert Path(str(session.best_model_path)) != trained.checkpoint
 
 
@@ -156,19 +157,26 @@ def test_other_thresholds_need_a_training_to_be_set(
         engine().test(OSDIRF(false_alarm_rate=RATE), datamodule=small_folder(parts), ckpt_path=trained.checkpoint)
 
 
-def test_another_models_read_out_keeps_the_rate(
-    calibrated: Trained, parts: Path, engine: Callable[..., Engine]
-) -> None:
-    model = InvAD()
-    engine().test(model, datamodule=small_folder(parts), ckpt_path=calibrated.checkpoint)
-    assert model.post_processor.false_alarm_rate == RATE
-    assert model.post_processor.calibration["source"] == "validation"
+def test_invad_has_thresholds_from_training_images_too(parts: Path, engine: Callable[..., Engine]) -> None:
+    model = InvAD(**TINY, seed=0, false_alarm_rate=RATE, pre_processor=pre_processor())
+    engine().fit(model, datamodule=good_parts(parts))
+    assert model.post_processor.calibration["source"] == "training"
     assert torch.isfinite(model.post_processor.image_threshold)
+
+
+def test_images_that_do_not_vary_have_no_threshold(parts: Path, tmp_path: Path, engine: Callable[..., Engine]) -> None:
+    folder = tmp_path / "same"
+    folder.mkdir()
+    for index in range(10):
+        shutil.copy(parts / "train/good/00.png", folder / f"{index}.png")
+    model = OSDIRF(**TINY, seed=0, false_alarm_rate=RATE, pre_processor=pre_processor())
+    with pytest.raises(ValueError, match=r"All \d+ normal images have the score .+, so they have no threshold"):
+        engine().fit(model, datamodule=Folder("same", root=tmp_path, normal_dir="same", num_workers=0, seed=0))
 
 
 def test_too_few_images_are_refused_before_the_training(parts: Path, engine: Callable[..., Engine]) -> None:
     model = OSDIRF(**TINY, false_alarm_rate=0.01, pre_processor=pre_processor())
-    with pytest.raises(ValueError, match="from 12 training images, each left out of its own density: give 99 or more"):
+    with pytest.raises(ValueError, match="from 12 training images, each held out: give 99 or more"):
         engine().fit(model, datamodule=small_folder(parts))
     assert model.trainer.global_step == 0
 
@@ -183,7 +191,7 @@ def test_a_refusal_at_the_end_keeps_the_training(parts: Path, tmp_path: Path, en
         session.fit(model, train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
     (checkpoint,) = tmp_path.rglob("model.ckpt")
     kept = OSDIRF.load_from_checkpoint(checkpoint)
-    assert kept.model.density.num_images == 12
+    assert kept.model.scorer.num_images == 12
     assert kept.post_processor.image_threshold.isnan()
 
 

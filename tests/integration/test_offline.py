@@ -44,7 +44,7 @@ def _train_and_use(parts: Path, folder: Path, **environment: str) -> list[str]:
     data = [f"--data.root={parts}", "--data.normal_dir=train/good", "--data.abnormal_dir=test/dent"]
     data = ["--data=Folder", "--data.name=parts", *data, "--data.num_workers=0"]
     quiet = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
-    small = ["--model.feature_dim=8", "--model.grid_size=8", "--model.map_grid_size=8", "--model.max_steps=2"]
+    small = ["--model.feature_dim=8", "--model.grid_size=8", "--model.max_steps=2"]
     checkpoint = "--ckpt_path=results/OSDIRF/parts/v0/weights/lightning/model.ckpt"
     backbone = [f"--model.backbone={BACKBONE}", f"--model.backbone_weights={weights}"]
     commands = [

@@ -137,7 +137,7 @@ def test_nothing_is_sent_and_nothing_written_elsewhere(
     model = ["--model=OSDIRF", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false"]
     data = ["--data=Folder", "--data.name=parts", f"--data.root={parts}", "--data.normal_dir=train/good"]
     data += ["--data.normal_test_dir=test/good", "--data.abnormal_dir=test/dent", "--data.num_workers=0"]
-    small = ["--model.backbone=filter_bank", "--model.grid_size=4", "--model.map_grid_size=8", "--model.max_steps=2"]
+    small = ["--model.backbone=filter_bank", "--model.grid_size=4", "--model.max_steps=2"]
     with watched() as events:
         main(["train", *model, *small, "--model.cache_memory_gb=0", *data])
         (checkpoint,) = work.rglob("model.ckpt")
@@ -196,6 +196,6 @@ def test_exports_send_no_usage_statistics(
     def ask() -> None:
         raise Asked
 
-    monkeypatch.setattr("anomalib_osdirf.models.exact_export.send_nothing", ask)
+    monkeypatch.setattr("anomalib_osdirf.export.exact_export.send_nothing", ask)
     with pytest.raises(Asked):
         tiny().to_openvino(tmp_path, compression_type=compression, datamodule=object())

@@ -15,7 +15,7 @@ from anomalib.callbacks import TilerConfigurationCallback
 from anomalib.data import Folder, PredictDataset
 from anomalib.deploy import TorchInferencer
 
-from anomalib_osdirf import OSDIRF, InvAD
+from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.__main__ import main
 from anomalib_osdirf.inference.reading import read_image
 from small_data import small_folder
@@ -25,7 +25,7 @@ GOOD, DEFECTIVE = 12, 2
 TILES = 6
 TRAINED_ON = 10  # good images; anomalib's Folder sets the others aside for the test
 PLACE = (slice(70, 86), slice(140, 158))  # of the defect
-SMALL = {"backbone": "filter_bank", "feature_dim": 8, "grid_size": 4, "map_grid_size": 8, "max_steps": 10}
+SMALL = {"backbone": "filter_bank", "feature_dim": 8, "grid_size": 4, "max_steps": 10}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def _read(file: Path) -> torch.Tensor:
 
 def test_density_and_features_are_those_of_all_tiles(trained_on_tiles: Path) -> None:
     model = OSDIRF.load_from_checkpoint(trained_on_tiles)
-    assert model.model.density.num_images == TRAINED_ON * TILES
+    assert model.model.scorer.num_images == TRAINED_ON * TILES
     assert model.model.tiler.tile_size_h == model.model.tiler.stride_w == 64
 
 
@@ -126,15 +126,6 @@ def test_graphs_with_tiles_are_refused(export: str, trained_on_tiles: Path, tmp_
     with pytest.raises(ValueError, match="A model on tiles can't be exported to ONNX or OpenVINO; use --export_type"):
         getattr(model, export)(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_relative_fits_its_read_out_on_tiles(
-    trained_on_tiles: Path, on_sheets: Callable[..., Folder], engine: Any
-) -> None:
-    model = InvAD()
-    engine().test(model, datamodule=on_sheets(), ckpt_path=trained_on_tiles)
-    assert model.model.density.num_images == TRAINED_ON * TILES
-    assert model.model.tiler is not None
 
 
 def test_other_tiles_than_the_checkpoints_are_refused(

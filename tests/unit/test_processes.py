@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
-from anomalib_osdirf.data.feature_cache import CachedFeatureLoader, FeatureCache
-from anomalib_osdirf.data.resumable import ResumableImageLoader, ahead, ordered, share_out
-from anomalib_osdirf.density import StandardisedSum, build_density
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.training.feature_cache import CachedFeatureLoader, FeatureCache
+from anomalib_osdirf.training.resumable import ResumableImageLoader, ahead, ordered, share_out
 from threads import played
 
 COUNTS = st.integers(1, 4)
@@ -88,36 +87,27 @@ def test_pooled_moments_are_those_of_all_samples_the_same_bits_everywhere(count:
         assert torch.equal(result.scatter, results[0].scatter)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize(
-    ("name", "shrinkage"), [("position_full", "auto"), ("position_full", "oas"), ("channel", "oas")]
-)
-def test_density_is_that_of_one_process(count: int, name: str, shrinkage: str) -> None:
-    """Also where the halves that shrinkage=auto compares lie in different processes."""
-    mixing = torch.randn(4, 4)
-    fields = torch.einsum("cd,ndhw->nchw", mixing, torch.randn(11, 4, 2, 2))
-
-    def fitted(one: Processes) -> Tensor:
-        density = build_density(name, 4, 2, shrinkage)
-        density.fit(fields[one.rank :: one.count].split(3), one)
-        assert density.num_images == 11
-        return density(fields)
-
-    for result in played(count, fitted):
-        torch.testing.assert_close(result, fitted(ALONE), rtol=1e-5, atol=1e-5)
+@settings(deadline=None, max_examples=20)
+@given(count=COUNTS, more=st.integers(0, 20))
+def test_gathered_rows_are_those_of_all_images_in_their_order(count: int, more: int) -> None:
+    rows = torch.randn(count + more, 2)
+    for result in played(count, lambda one: one.gathered(rows[one.rank :: one.count])):
+        torch.testing.assert_close(result, rows, rtol=0, atol=0)
 
 
-def test_score_constants_are_those_of_one_process() -> None:
-    terms = torch.randn(7, 2) * torch.tensor([3.0, 0.1]) + 5
+@settings(deadline=None, max_examples=20)
+@given(count=COUNTS, owners=st.lists(st.integers(0, 3), max_size=20))
+def test_collected_rows_are_in_the_order_of_their_numbers(count: int, owners: list[int]) -> None:
+    """Whoever has how many of them, none included."""
+    rows, owner = torch.randn(len(owners), 2), torch.tensor(owners, dtype=torch.int64) % count
+    numbers = 7 * torch.arange(len(owners))
 
-    def fitted(one: Processes) -> Tensor:
-        score = StandardisedSum(2)
-        score.fit(terms[one.rank :: one.count].split(2), one)
-        return score(terms)
+    def collected(one: Processes) -> Tensor:
+        own = owner == one.rank
+        return one.collected(rows[own], numbers[own])
 
-    expected = ((terms - terms.mean(dim=0)) / terms.std(dim=0, unbiased=False)).sum(dim=1)
-    for result in (*played(3, fitted), fitted(ALONE)):
-        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    for result in played(count, collected):
+        torch.testing.assert_close(result, rows, rtol=0, atol=0)
 
 
 @settings(deadline=None, max_examples=20)

@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -21,8 +22,8 @@ from omegaconf import OmegaConf
 import anomalib_osdirf.data.multi_category
 import anomalib_osdirf.data.synthetic_surfaces
 import anomalib_osdirf.models  # noqa: F401 - known by name once they are imported
-from anomalib_osdirf.models.diffusion_training import DiffusionTraining
 from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.training.diffusion_training import DiffusionTraining
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _parse(key: str, found: Any, init_args: dict[str, Any]) -> tuple[ArgumentPar
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(found, key, fail_untyped=False)
     try:
-        return parser, parser.parse_object({key: init_args})
+        return parser, parser.parse_object({key: deepcopy(init_args)})  # which it changes
     except Exception as error:
         reason = " ".join(str(error).split())
         msg = f"{found.__name__} can't be built from init_args={init_args!r}: {reason}"

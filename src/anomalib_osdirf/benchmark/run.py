@@ -24,8 +24,8 @@ from anomalib_osdirf.benchmark.contestant import Entry, build_data, build_model,
 from anomalib_osdirf.benchmark.heartbeat import HEARTBEAT, Heartbeat
 from anomalib_osdirf.data.category_evaluator import CategoryEvaluator
 from anomalib_osdirf.data.multi_category import MultiCategory
-from anomalib_osdirf.models.diffusion_training import DiffusionTraining
 from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.training.diffusion_training import DiffusionTraining
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ def perform(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     with local_weights(job["backbone_weights"]):  # some models load their backbone when the training starts
         data.prepare_data()
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         engine.fit(model, datamodule=data)
-        fit_seconds = time.perf_counter() - start
+        fit_seconds, fit_cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         measured = dict(engine.test(model, datamodule=data, verbose=False)[0])
     peak = _peak_memory(model.device)
     checkpoint = folder / CHECKPOINT
@@ -79,6 +79,7 @@ def perform(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     result = {
         "metrics": by_category(measured, job["label"]),
         "fit_seconds": fit_seconds,
+        "fit_cpu_seconds": fit_cpu_seconds,
         "peak_bytes": peak,
         "checkpoint_bytes": checkpoint.stat().st_size,
         "machine": machine(model.device),

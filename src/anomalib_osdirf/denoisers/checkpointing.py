@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient checkpointing: activations computed again in the backward pass and not kept (Chen et al. 2016)."""
+"""Gradient checkpointing: activations are recomputed in the backward pass, not kept (Chen et al. 2016)."""
 
 from abc import ABC, abstractmethod
 
@@ -12,28 +12,27 @@ from anomalib_osdirf.denoisers.unet import UNet
 
 
 class CheckpointedBlock(nn.Module, ABC):
-    """A denoiser's block, which keeps its inputs alone for the backward pass once it is told to.
+    """A denoiser's block that can recompute its activations in the backward pass and keep only its inputs.
 
-    What is computed again lies inside the block, so that FSDP, which gathers a block's weights around its call, has
-    them there.
+    The recomputation lies inside the block because FSDP gathers the weights of a block around its call.
     """
 
     gradient_checkpointing = False
 
     @abstractmethod
-    def compute(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Map tokens ``(B, P, width)`` to the same shape, given the condition."""
+    def compute(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        """Map the hidden state, tokens ``(B, P, width)`` or a grid ``(B, width, h, w)``, to the same shape."""
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
         """See :meth:`compute`."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-            return self.compute(tokens, condition)
-        result: Tensor = checkpoint(self.compute, tokens, condition, use_reentrant=False, preserve_rng_state=False)
+            return self.compute(hidden, condition)
+        result: Tensor = checkpoint(self.compute, hidden, condition, use_reentrant=False, preserve_rng_state=False)
         return result
 
 
 def checkpoint_gradients(denoiser: nn.Module) -> None:
-    """Have the blocks of a denoiser compute their activations again in the backward pass.
+    """Make the blocks of a denoiser recompute their activations in the backward pass.
 
     Args:
         denoiser: Any of :data:`~anomalib_osdirf.denoisers.DENOISERS`.

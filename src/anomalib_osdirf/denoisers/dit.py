@@ -48,12 +48,12 @@ class DiTBlock(CheckpointedBlock):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def compute(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def compute(self, hidden: Tensor, condition: Tensor) -> Tensor:
         """Map tokens ``(B, P, width)`` to the same shape, given the time embedding ``(B, width)``."""
         modulation = self.modulation(functional.silu(condition))[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        tokens = tokens + gate1 * self.attention(self.norm1(tokens) * (1 + scale1) + shift1)
-        return tokens + gate2 * self.mlp(self.norm2(tokens) * (1 + scale2) + shift2)
+        hidden = hidden + gate1 * self.attention(self.norm1(hidden) * (1 + scale1) + shift1)
+        return hidden + gate2 * self.mlp(self.norm2(hidden) * (1 + scale2) + shift2)
 
 
 class DiT(nn.Module):

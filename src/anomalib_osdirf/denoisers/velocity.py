@@ -9,12 +9,26 @@ from anomalib_osdirf.diffusion import NoiseSchedule
 PREDICTION_TYPES = ("v_prediction", "epsilon")
 
 
-class VelocityDenoiser(nn.Module):
-    """Noise predictor eps_theta(z_t, t) = sqrt(1 - abar_t) z_t + sqrt(abar_t) v_theta(z_t, t).
+def noise_from_velocity(z_t: Tensor, velocity: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Noise eps = sqrt(1 - abar_t) z_t + sqrt(abar_t) v of the velocity v = sqrt(abar_t) eps - sqrt(1 - abar_t) z.
 
-    With v = sqrt(abar) eps - sqrt(1 - abar) z this is an identity. Its first term is the whole prediction for white
-    Gaussian features, so the network learns only what they have beyond that; and the prediction grows with the length
-    of z_t wherever the network, which has layer norms, does not.
+    Args:
+        z_t: Noised features, shape ``(B, D, h, w)``.
+        velocity: The velocity v, shape of ``z_t``.
+        signal: sqrt(abar_t), broadcastable to ``z_t``.
+        noise: sqrt(1 - abar_t), broadcastable to ``z_t``.
+
+    Returns:
+        The noise, shape of ``z_t``.
+    """
+    return noise * z_t + signal * velocity
+
+
+class VelocityDenoiser(nn.Module):
+    """Noise predictor around a network that predicts the velocity, see :func:`noise_from_velocity`.
+
+    For white Gaussian features the best prediction of the velocity is zero: the network learns only what the features
+    have beyond that. The predicted noise grows with z_t even where the network, which has layer norms, saturates.
 
     Args:
         network: Predicts the velocity v, called as ``network(z_t, timesteps)``.
@@ -41,24 +55,27 @@ class VelocityDenoiser(nn.Module):
             Predicted noise, shape ``(B, D, h, w)``.
         """
         signal, noise = (factors[timesteps][:, None, None, None] for factors in (self.signal, self.noise))
-        return noise * z + signal * self.network(z, timesteps)
+        return noise_from_velocity(z, self.network(z, timesteps), signal, noise)
 
 
 class FoldedVelocityDenoiser(nn.Module):
     """A :class:`VelocityDenoiser` at one timestep.
 
     Args:
-        network: The velocity at that timestep, already times sqrt(abar), called as ``network(z)``.
-        noise: sqrt(1 - abar) of that timestep.
+        network: Predicts the velocity at that timestep, called as ``network(z)``.
+        signal: sqrt(abar) of that timestep, shape ``()``.
+        noise: sqrt(1 - abar) of that timestep, shape ``()``.
     """
 
+    signal: Tensor
     noise: Tensor
 
-    def __init__(self, network: nn.Module, noise: Tensor) -> None:
+    def __init__(self, network: nn.Module, signal: Tensor, noise: Tensor) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("signal", signal.clone())
         self.register_buffer("noise", noise.clone())
 
     def forward(self, z: Tensor) -> Tensor:
         """Predict the noise in z ``(B, D, h, w)`` at the folded timestep, same shape."""
-        return self.network(z) + self.noise * z
+        return noise_from_velocity(z, self.network(z), self.signal, self.noise)

@@ -6,8 +6,8 @@ With y = z / sqrt(abar) and p = sqrt(1 / abar - 1) the DDIM inversion step from 
 
     (y_t - y_s) / (p_t - p_s) = eps_theta(z_s, s),
 
-so the residual between a state and its successor, in units of the noise that separates them, is the predicted noise
-itself, whichever successor is taken. One network evaluation gives the whole field (OSD-IRF, arXiv 2604.18393).
+so the residual between a state and its successor, in units of the noise that separates them, is the predicted noise,
+for any successor. One network evaluation gives the whole field (OSD-IRF, arXiv 2604.18393).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,54 +15,21 @@ from math import sqrt
 
 from torch import Tensor
 
-STATES = ("clean", "scaled", "noised")
 
+def inverse_residual_field(denoiser: Callable[[Tensor], Tensor], z: Tensor, abar: float) -> Tensor:
+    """Inverse residual field IRF_s(z) = eps_theta(sqrt(abar_s) z, s), in units of noise standard deviations.
 
-def diffusion_state(sample: Tensor, abar: float, state: str, noise: Tensor | None = None) -> Tensor:
-    """Turn a clean sample into the state z_s that the denoiser is asked about.
-
-    Args:
-        sample: Clean sample z, any shape.
-        abar: abar_s of the timestep s, in (0, 1].
-        state: ``clean`` feeds z itself, ``scaled`` feeds sqrt(abar_s) z, the mean of the forward process,
-            ``noised`` feeds sqrt(abar_s) z + sqrt(1 - abar_s) eps, a sample of it.
-        noise: The noise eps of ``noised``, broadcastable to ``sample``.
-
-    Returns:
-        The state z_s, shape of ``sample``.
-
-    Raises:
-        ValueError: If ``state`` is unknown, or its noise is missing.
-    """
-    if state == "clean":
-        return sample
-    if state == "scaled":
-        return sqrt(abar) * sample
-    if state == "noised":
-        if noise is None:
-            msg = "state='noised' needs noise; pass a field of the sample's shape."
-            raise ValueError(msg)
-        return sqrt(abar) * sample + sqrt(1 - abar) * noise
-    msg = f"state={state!r} is unknown; use one of {', '.join(STATES)}."
-    raise ValueError(msg)
-
-
-def inverse_residual_field(
-    denoiser: Callable[[Tensor], Tensor], sample: Tensor, abar: float, state: str, noise: Tensor | None = None
-) -> Tensor:
-    """Inverse residual field IRF_s(z) = eps_theta(z_s, s), in units of noise standard deviations.
+    The denoiser sees sqrt(abar_s) z, the mean of the forward process at timestep s.
 
     Args:
         denoiser: Noise predictor eps_theta at the timestep s, called as ``denoiser(z_s)``.
-        sample: Clean sample z, any shape.
-        abar: abar_s of that timestep.
-        state: How z becomes z_s, see :func:`diffusion_state`.
-        noise: Noise of the state ``noised``.
+        z: Clean sample, any shape.
+        abar: abar_s of that timestep, in (0, 1].
 
     Returns:
-        The field, shape of ``sample``.
+        The field, shape of ``z``.
     """
-    return denoiser(diffusion_state(sample, abar, state, noise))
+    return denoiser(sqrt(abar) * z)
 
 
 def ddim_inversion_step(z_s: Tensor, predicted_noise: Tensor, abar_s: float, abar_t: float) -> Tensor:
@@ -86,12 +53,13 @@ def ddim_inversion_step(z_s: Tensor, predicted_noise: Tensor, abar_s: float, aba
 def ddim_inversion(denoisers: Sequence[Callable[[Tensor], Tensor]], sample: Tensor, abars: Sequence[float]) -> Tensor:
     """Latent z_T of DDIM inversion with the terminal abar_T = 0 (InvAD, arXiv 2504.05662, released code).
 
-    The clean sample is taken as the state at the first timestep, the network is asked at the timestep that a step comes
-    from, and the last step, to abar = 0, ends at the noise predicted there.
+    The inversion takes the sample itself as the state at the first timestep. Each step evaluates the network at the
+    timestep it starts from. The last step, to abar = 0, ends at the noise predicted there, so with one timestep the
+    latent of sqrt(abar) z is the inverse residual field of z.
 
     Args:
         denoisers: Noise predictor at each timestep, called as ``denoiser(z_s)``.
-        sample: Clean sample z, any shape.
+        sample: State at the first timestep, any shape. InvAD passes the clean sample z.
         abars: abar of each timestep, decreasing, in (0, 1].
 
     Returns:
@@ -106,8 +74,8 @@ def ddim_inversion(denoisers: Sequence[Callable[[Tensor], Tensor]], sample: Tens
 def finite_difference_field(z_s: Tensor, z_t: Tensor, abar_s: float, abar_t: float) -> Tensor:
     """Residual (y_t - y_s) / (p_t - p_s) of two neighbouring states of the inverse process.
 
-    This is the field's definition; :func:`inverse_residual_field` is its value. p_t - p_s cancels for neighbours, so
-    use float64.
+    This is the definition of the field, and :func:`inverse_residual_field` is its value where z_s = sqrt(abar_s) z. Use
+    float64: p_t - p_s cancels for neighbours.
 
     Args:
         z_s: State at timestep s, any shape.

@@ -131,7 +131,7 @@ def _add(node: Any) -> None:  # noqa: ANN401
         bias, product = _input(node, index), _input(node, 1 - index)
         if _is_constant(bias) and product.get_type_name() == "MatMul":
             rows, columns = _static(product.output(0), unknown=1)[-2:]
-            if rows > 1 and bias.data.size == columns:
+            if rows > 1 and bias.data.size == columns == bias.data.shape[-1]:
                 spelled_out = np.repeat(bias.data.reshape(1, columns), rows, axis=0)
                 node.input(index).replace_source_output(ops.constant(spelled_out).output(0))
 
@@ -233,11 +233,22 @@ def _interpolate(node: Any) -> None:  # noqa: ANN401
     )
 
 
+def _pad(node: Any) -> None:  # noqa: ANN401
+    """Use the first version of the operation: the plugin converts later ones to it."""
+    from openvino import opset1
+
+    begin, end, *value = (node.input_value(index) for index in range(1, node.get_input_size()))
+    mode = node.get_attributes()["pad_mode"]
+    if node.get_type_info().version_id != "opset1":
+        _replace(node, opset1.pad(node.input_value(0), begin, end, mode, *value))
+
+
 _REWRITES: dict[str, Callable[[Any], None]] = {
     "Add": _add,
     "Divide": _divide,
     "Interpolate": _interpolate,
     "MatMul": _matmul,
+    "Pad": _pad,
     "ScaledDotProductAttention": _attention,
     "Softmax": _softmax,
     "Squeeze": _reshape,

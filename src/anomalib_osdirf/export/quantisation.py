@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ _CALIBRATION_IMAGES = 300
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _SMALL_CONVOLUTION = 2**15
 _QUANTISED = "FakeQuantize"
-# Names of the outputs that the read-out is fitted on.
+# Names of the outputs that the scorer is fitted on.
 FIELD = "field"
-DETAILS = "details"
+FINE = "fine"
 _FORMS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     np.asarray,
     np.negative,
@@ -73,14 +73,14 @@ def set_up(datamodule: Any, pre_processor: nn.Module | None) -> None:  # noqa: A
 
 
 def floating_point_scope(model: Any, weights: Tensor | None) -> Any:  # noqa: ANN401 - openvino.Model, nncf.IgnoredScope
-    """Name what must stay in floating point: all up to the first and behind the last convolution, and the whitening.
+    """Name what must stay in floating point: all up to the first and behind the last convolution, and the PCA.
 
-    Before lies the resize, behind lie density, map and score. The first convolution costs little and rounding the image
-    a lot; the whitening blows small directions of the features up, and their rounding errors with them.
+    Before lies the resize, behind lie densities, map and score. The first convolution costs little and rounding the
+    image a lot; the PCA may blow small directions of the features up, and their rounding errors with them.
 
     Args:
         model: The ``openvino.Model``.
-        weights: Weights of the whitening, shape ``(D, C)``, or ``None``.
+        weights: Weights of the PCA, shape ``(D, C)``, or ``None``.
 
     Returns:
         NNCF's ignored scope.
@@ -209,36 +209,37 @@ def quantise_within(
     return quantised
 
 
-def expose_fields(model: Any, whitening: Tensor, details_size: int | None) -> None:  # noqa: ANN401
-    """Make the field, and the read-out's details if it has any, more outputs of an ``openvino.Model``.
+class ScoresAndFields(NamedTuple):
+    """Outputs of a network with fields, see :class:`~anomalib_osdirf.models.field_network.FieldNetwork`."""
 
-    The field is what the last convolution of the denoiser returns and what is added to it, the details are whitened
-    features.
+    pred_score: Tensor
+    anomaly_map: Tensor
+    field: Tensor
+    fine: Tensor
+
+
+class WithFields(nn.Module):
+    """A field model that returns field and fine features beside its scores.
 
     Args:
-        model: The model, changed in place.
-        whitening: Weights of the whitening, shape ``(D, C)``.
-        details_size: Side of the details' grid, or ``None``.
+        model: The model.
     """
-    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
-    whitenings = [node for node in convolutions if _has_weights(node, whitening)]
-    exposed = {FIELD: [node for node in convolutions if node not in whitenings][-1]}
-    if details_size is not None:
-        exposed[DETAILS] = next(
-            node for node in whitenings if node.output(0).get_partial_shape()[-1].get_length() == details_size
-        )
-    for name, node in exposed.items():
-        output = node.output(0)
-        while [target.get_node().get_type_name() for target in output.get_target_inputs()] == ["Add"]:
-            (target,) = output.get_target_inputs()
-            output = target.get_node().output(0)
-        output.set_names({name})
-        model.add_outputs(output)
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401
+        super().__init__()
+        self.network = model.network
+        self.scorer = model.scorer
+
+    def forward(self, images: Tensor) -> ScoresAndFields:
+        """Score pre-processed images ``(B, 3, H, W)``."""
+        field, fine = self.network(images)
+        batch = self.scorer(field, fine, images.shape[-2:])
+        return ScoresAndFields(batch.pred_score, batch.anomaly_map, field, fine)
 
 
 def hide_fields(model: Any) -> None:  # noqa: ANN401
-    """Undo :func:`expose_fields`: anomalib's inferencer takes no other outputs than its own."""
-    for result in [result for result in model.get_results() if {FIELD, DETAILS} & result.output(0).get_names()]:
+    """Remove the outputs that :class:`WithFields` adds: anomalib's inferencer takes no others than its own."""
+    for result in [result for result in model.get_results() if {FIELD, FINE} & result.output(0).get_names()]:
         model.remove_result(result)
 
 

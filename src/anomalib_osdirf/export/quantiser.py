@@ -5,7 +5,7 @@
 import copy
 import logging
 from collections.abc import Iterable, Sequence
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from anomalib_osdirf.export import quantisation
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.export.openvino_precision import through_file
-from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.progress import phase
 
 logger = logging.getLogger(__name__)
@@ -26,10 +25,10 @@ _FITTING_BATCH = 32  # images at once, because moments are merged at the same co
 
 
 class Quantiser:
-    """Quantises a converted network, and fits density, thresholds, minima and maxima anew on its own outputs.
+    """Quantises a converted network, and fits scorer, thresholds, minima and maxima anew on its own outputs.
 
     Args:
-        model: The torch module that was converted; a ``ReadOutNetwork`` with a field, or any other. It is left as it
+        model: The torch module that was converted; a frozen ``FieldModel``, or any other. It is left as it
             is.
         pre_processor: Its pre-processor, whose resize the images go through.
         post_processor: anomalib's post-processor, or ``None``. It is left as it is.
@@ -56,7 +55,7 @@ class Quantiser:
         self.post_processor = copy.deepcopy(post_processor)
         self.datamodule = datamodule
         self.visible = visible
-        self.has_field = hasattr(model, "read_out")
+        self.has_field = hasattr(model, "scorer")
 
     @property
     def can_validate(self) -> bool:
@@ -74,7 +73,7 @@ class Quantiser:
         """Quantise an ``openvino.Model`` that ends in raw score and map.
 
         Args:
-            network: The model; with the field as one more output from here on, where there is one.
+            network: The model; with field and fine features as further outputs, where it has fields.
             scope: What stays in floating point.
             compression: ``INT8_PTQ`` or ``INT8_ACQ``.
             metric: anomalib metric for ``INT8_ACQ``; ``None`` takes the image F1 score.
@@ -89,8 +88,6 @@ class Quantiser:
         """
         avoid_broken_instructions()
         logger.info("Calibrating on %d training images, half of them with synthetic anomalies.", len(self.images))
-        if self.has_field:
-            quantisation.expose_fields(network, self.model.whitening.weight, self.model.details_size)
         if compression == CompressionType.INT8_PTQ:
             return quantisation.quantise(network, self.images, scope)
         if not self.can_validate:
@@ -112,14 +109,15 @@ class Quantiser:
         return quantisation.quantise_within(network, self.images, scope, measure, count, max_drop)
 
     def refit(self, network: Any) -> Any:  # noqa: ANN401
-        """Fit density and post-processor on what the quantised network returns, and put the density into it.
+        """Fit scorer and post-processor on what the quantised network returns, and put the scorer into it.
 
         Returns:
             The post-processor.
         """
         if self.has_field:
             self._fit(_compile(network))
-            quantisation.replace_constants(network, self.original.fitted_buffers(), self.model.fitted_buffers())
+            before, after = (dict(model.scorer.buffers_in_use()) for model in (self.original, self.model))
+            quantisation.replace_constants(network, before, after)
             quantisation.hide_fields(network)
         if self.can_validate and not self._by_training:
             compiled = _compile(network)
@@ -133,38 +131,25 @@ class Quantiser:
         return self.post_processor
 
     def _fit(self, compiled: Any) -> None:  # noqa: ANN401
-        """Fit densities and score constants on the fields of all training images, without any anomaly."""
-        dataset, fields, details = self.datamodule.train_data, [], StreamingMoments()
+        """Fit the scorer on the fields of all training images, without any anomaly."""
+        dataset, outputs = self.datamodule.train_data, []
         starts = range(0, len(dataset), _FITTING_BATCH)
         batches = (range(start, min(start + _FITTING_BATCH, len(dataset))) for start in starts)
-        for indices in phase("Density fit of the quantised network", batches, len(dataset), self.visible, len):
-            outputs = [_fields(compiled(dataset[index].image[None].numpy())) for index in indices]
-            fields.append(torch.cat([field for field, _ in outputs]))
-            more = [one for _, one in outputs if one is not None]
-            if more:
-                details.update(torch.cat(more).flatten(2).permute(2, 0, 1))
-        left_out = self.model.fit(lambda: fields)
-        if details.count:
-            self.model.fit_details(details)
+        size = (1, 1)
+        for indices in phase("Scorer fit of the quantised network", batches, len(dataset), self.visible, len):
+            results = [compiled(dataset[index].image[None].numpy()) for index in indices]
+            size = results[0]["anomaly_map"].shape[-2:]
+            fields, fines = zip(*map(_fields, results), strict=True)
+            outputs.append((torch.cat(fields), torch.cat(fines), torch.tensor(indices)))
+        held_out = partial(self.post_processor.add, normal=True) if self._by_training else None
+        self.model.scorer.refit(lambda: outputs, held_out, size)
         if self._by_training:
-            with self.model.leaving_out(left_out, details if details.count else None):
-                self._add_training_images(compiled)
             self.post_processor.fit("training")
 
     @property
     def _by_training(self) -> bool:
-        """Whether thresholds are from training images, each left out of the densities' fit."""
+        """Whether thresholds are from held-out scores of training images."""
         return getattr(self.post_processor, "source", None) == "training"
-
-    def _add_training_images(self, compiled: Any) -> None:  # noqa: ANN401
-        """Have the post-processor note what the densities say of training images."""
-        dataset = self.datamodule.train_data
-        indices = phase("Thresholds of the quantised network", range(len(dataset)), len(dataset), self.visible)
-        for index in indices:
-            outputs = compiled(dataset[index].image[None].numpy())
-            field, details = _fields(outputs)
-            result = self.model.read_out(field, outputs["anomaly_map"].shape[-2:], details)
-            self.post_processor.add(SimpleNamespace(**result._asdict() | {"gt_label": torch.zeros(1)}))
 
     def _score(self, compiled: Any, indices: Sequence[int], name: str, from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
         """Score validation images.
@@ -173,7 +158,7 @@ class Quantiser:
             compiled: The compiled network.
             indices: Which of the validation images.
             name: What it is for.
-            from_field: Take the network's field and the density as it was fitted last, not the network's own.
+            from_field: Score the network's field by the scorer as it was fitted last.
 
         Returns:
             A batch for each image, with raw score ``(1,)``, raw map ``(1, 1, H, W)`` and what is known of the truth. Of
@@ -185,9 +170,8 @@ class Quantiser:
             batch = dataset.collate_fn([dataset[index]])
             outputs = compiled(batch.image.numpy())
             if from_field:
-                field, details = _fields(outputs)
                 size = outputs["anomaly_map"].shape[-2:]
-                batch.update(**self.model.read_out(field, size, details)._asdict())
+                batch.update(**self.model.scorer(*_fields(outputs), size)._asdict())
             else:
                 batch.pred_score = torch.from_numpy(outputs["pred_score"].copy()).reshape(-1)
                 batch.anomaly_map = torch.from_numpy(outputs["anomaly_map"].copy())
@@ -212,12 +196,9 @@ class Quantiser:
         return value
 
 
-def _fields(outputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
-    """Return the field and, where the network has them, the details among a compiled network's outputs."""
-    named = {name: value for output, value in outputs.items() for name in output.get_names()}
-    field, details = (named.get(name) for name in (quantisation.FIELD, quantisation.DETAILS))
-    assert field is not None
-    return torch.from_numpy(field.copy()), None if details is None else torch.from_numpy(details.copy())
+def _fields(outputs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Return field and fine features among a compiled network's outputs."""
+    return tuple(torch.from_numpy(outputs[name].copy()) for name in (quantisation.FIELD, quantisation.FINE))  # type: ignore[return-value]
 
 
 def _compile(network: Any) -> Any:  # noqa: ANN401

@@ -18,19 +18,24 @@ from anomalib_osdirf.features.batch_norm import fold_batch_norms
 from anomalib_osdirf.features.filter_bank import FilterBank
 
 FILTER_BANK = "filter_bank"
-_DEFAULT_MAX_STRIDE = 16
+FINE = 2  # fine positions for one of the field's, in each direction
+# Layers by default. Those of stride 2 and 4 cost detection where parts don't lie alike (docs/lab-notes.md).
+_DEFAULT_STRIDES = (8, 16)
 _IMAGES_AT_ONCE = 4  # on a CPU
 
 
 class Backbone(nn.Module):
-    """A frozen network whose layers are brought to the grid of its coarsest one and concatenated.
+    """A frozen network whose layers are brought to one grid, averaged over 3 x 3 positions and concatenated.
+
+    The grid has ``2 * grid_size`` positions a side. These are the fine features; :func:`coarse` averages them onto the
+    field's grid.
 
     Args:
         name: timm model name, or ``filter_bank`` for the fixed filters that need no weights.
         network: Maps an image ``(B, 3, H, W)`` to a list of feature maps, one for each layer.
         channels: Channels of each map.
         strides: Stride of each map.
-        grid_size: Side of the square grid that :meth:`pool` averages onto, in positions.
+        grid_size: Side of the field's grid, in positions.
     """
 
     def __init__(
@@ -54,18 +59,21 @@ class Backbone(nn.Module):
         return super().train(mode=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Extract features, one vector for each position of the coarsest layer (stride s).
+        """Extract fine features.
 
         Args:
             images: Pre-processed images, shape ``(B, 3, H, W)``.
 
         Returns:
-            Shape ``(B, C, H / s, W / s)``.
+            Shape ``(B, C, 2 * grid_size, 2 * grid_size)``.
 
         Raises:
             ValueError: If the image is too small for the grid.
         """
-        return self.coarse(self.maps(images))
+        side = FINE * self.grid_size
+        features = torch.cat([resized(map_, side) for map_ in self.maps(images)], dim=1)
+        # PatchCore's local average (Roth et al. 2022, section 3.1): a feature says what its surroundings look like.
+        return functional.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the map of each layer, shape ``(B, C_l, H / s_l, W / s_l)``, of images as :meth:`forward` takes them.
@@ -89,43 +97,6 @@ class Backbone(nn.Module):
         few = images.contiguous(memory_format=torch.channels_last).split(_IMAGES_AT_ONCE)
         parts = [self.network(part) for part in few]
         return [torch.cat(part) for part in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
-
-    def coarse(self, maps: list[Tensor]) -> Tensor:
-        """Average the maps of all layers onto the grid of the coarsest one, shape ``(B, C, H / s, W / s)``."""
-        height, width = (min(map_.shape[axis] for map_ in maps) for axis in (-2, -1))
-        return torch.cat([averaged(map_, (height, width)) for map_ in maps], dim=1)
-
-    def fine(self, maps: list[Tensor], grid_size: int) -> Tensor:
-        """Bring the maps of all layers to a finer grid, larger ones averaged and smaller ones interpolated.
-
-        Args:
-            maps: What :meth:`maps` returned.
-            grid_size: Side of the grid, in positions.
-
-        Returns:
-            Shape ``(B, C, grid_size, grid_size)``.
-        """
-        size = (grid_size, grid_size)
-        return torch.cat(
-            [
-                averaged(map_, size)
-                if min(map_.shape[-2:]) >= grid_size
-                else functional.interpolate(map_, size=size, mode="bilinear", align_corners=False)
-                for map_ in maps
-            ],
-            dim=1,
-        )
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Average features onto the grid.
-
-        Args:
-            features: What :meth:`forward` returned.
-
-        Returns:
-            Shape ``(B, C, grid_size, grid_size)``.
-        """
-        return averaged(features, (self.grid_size, self.grid_size))
 
     def folded(self) -> "Backbone":
         """Return a copy for scoring, its batch norms folded into its convolutions."""
@@ -184,14 +155,22 @@ class Backbone(nn.Module):
             raise RuntimeError(msg) from error
 
 
-def averaged(map_: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average a map ``(B, C, H, W)`` onto a grid of so many rows and columns, no more than it has itself."""
+def resized(map_: Tensor, side: int) -> Tensor:
+    """Bring a map ``(B, C, H, W)`` to ``side`` x ``side`` positions: averaged if it is larger, else interpolated."""
+    size = (side, side)
     height, width = map_.shape[-2:]
     if (height, width) == size:
         return map_
-    if height % size[0] == 0 and width % size[1] == 0:  # the same, up to seven times as fast in OpenVINO
-        return functional.avg_pool2d(map_, (height // size[0], width // size[1]))
+    if min(height, width) < side:
+        return functional.interpolate(map_, size=size, mode="bilinear", align_corners=False)
+    if height % side == 0 and width % side == 0:  # the same, up to seven times as fast in OpenVINO
+        return functional.avg_pool2d(map_, (height // side, width // side))
     return functional.adaptive_avg_pool2d(map_, size)
+
+
+def coarse(fine: Tensor) -> Tensor:
+    """Average fine features ``(B, C, 2 h, 2 w)`` onto the field's grid, shape ``(B, C, h, w)``."""
+    return functional.avg_pool2d(fine, FINE)
 
 
 def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> Backbone:
@@ -199,8 +178,8 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
 
     Args:
         name: timm model name, or ``filter_bank``.
-        layers: Names of the layers to use; ``None`` takes those of stride 2 to 16.
-        grid_size: Side of the output grid.
+        layers: Names of the layers to use; ``None`` takes those of stride 8 and 16.
+        grid_size: Side of the field's grid.
 
     Returns:
         The backbone, cut after the last of its layers.
@@ -225,9 +204,9 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
     names, strides = info.module_name(), info.reduction()
     _check_layers(name, layers, names)
     if layers is None:
-        indices = [index for index, stride in enumerate(strides) if 2 <= stride <= _DEFAULT_MAX_STRIDE]
+        indices = [index for index, stride in enumerate(strides) if stride in _DEFAULT_STRIDES]
         if not indices:
-            msg = f"layers=null finds no layer of stride 2 to 16 in {name}; choose layers among {', '.join(names)}."
+            msg = f"layers=null finds no layer of stride 8 or 16 in {name}; choose layers among {', '.join(names)}."
             raise ValueError(msg)
     else:
         indices = sorted(names.index(layer) for layer in layers)

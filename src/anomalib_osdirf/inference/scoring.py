@@ -267,8 +267,8 @@ def _model_class(path: Path, name: str | None) -> Any:  # noqa: ANN401 - a subcl
     from anomalib.utils.serialization import anomalib_safe_globals
 
     import anomalib_osdirf.models  # noqa: F401 - makes them known
-    from anomalib_osdirf.models.checkpoint_files import CheckpointError, plain_data_only
-    from anomalib_osdirf.models.diffusion_training import MODEL_KEY
+    from anomalib_osdirf.training.checkpoint_files import CheckpointError, plain_data_only
+    from anomalib_osdirf.training.diffusion_training import MODEL_KEY
 
     if name is None:
         try:

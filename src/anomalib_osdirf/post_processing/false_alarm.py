@@ -18,7 +18,10 @@ from anomalib_osdirf.post_processing.tail import FEWEST_SCORES, LEVEL, Calibrati
 logger = logging.getLogger(__name__)
 
 SOURCES = ("auto", "validation", "training")
-_NAMES = {"validation": "held-out normal images", "training": "training images, each left out of its own density"}
+_NAMES = {
+    "validation": "held-out normal images",
+    "training": "training images, each held out",
+}
 
 
 class PValueScale(nn.Module):
@@ -132,7 +135,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         Raises:
             ValueError: If there are too few normal images for the rate.
         """
-        held_out, reason = _normal_images(datamodule), getattr(module, "reason_not_to_leave_out", _no_density(module))
+        held_out, reason = _normal_images(datamodule), getattr(module, "reason_no_held_out_scores", _no_density(module))
         counts: dict[str, int] = {}
         if self.images != "training":
             if held_out is None:  # unlabelled before they are seen: the end of a validation tells
@@ -158,15 +161,16 @@ class FalseAlarmPostProcessor(PostProcessor):
 
     # ------------------------------------------------------------------ fit
 
-    def add(self, batch: Any) -> None:  # noqa: ANN401 - any anomalib batch
+    def add(self, batch: Any, normal: bool = False) -> None:  # noqa: ANN401 - any anomalib batch
         """Note the scores and maps of a batch's normal images, those with a label that says so.
 
         Args:
             batch: Raw scores ``(B,)`` and maps ``(B, 1, H, W)``, either or both, and ``gt_label``.
+            normal: Take all images for normal, whatever their labels.
         """
         score: Any = getattr(batch, "pred_score", None)
         anomaly_map: Any = getattr(batch, "anomaly_map", None)
-        label: Any = getattr(batch, "gt_label", None)
+        label: Any = torch.zeros(len(batch.pred_score)) if normal else getattr(batch, "gt_label", None)
         if label is None or (score is None and anomaly_map is None):
             return
         if anomaly_map is None:
@@ -175,9 +179,9 @@ class FalseAlarmPostProcessor(PostProcessor):
             values = anomaly_map.flatten(1)
             highest, lowest = values.amax(dim=1), values.amin(dim=1)
         rows = torch.stack([highest if score is None else score.flatten(), highest, lowest], dim=1)
-        normal = rows[~label.flatten().bool()]
-        if len(normal):
-            self.normal_values.update(normal.float())
+        own = rows[~label.flatten().bool()]
+        if len(own):
+            self.normal_values.update(own.float())
 
     def on_validation_batch_end(
         self,

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models on equal terms."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,17 @@ def test_metrics_image_size_and_pictures_are_the_same_for_all() -> None:
     for model in models:
         assert model.visualizer is None
         assert model.pre_processor.transform(torch.rand(1, 3, 50, 40)).shape[-2:] == (96, 96)  # type: ignore[union-attr]
+
+
+def test_nested_arguments_of_an_entry_stay_plain_values() -> None:
+    resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [48, 48]}}
+    transform = {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": [resize]}}
+    pre_processor = {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": transform}}
+    init_args = {**PADIM["init_args"], "pre_trained": False, "pre_processor": pre_processor}
+    given = json.dumps(init_args)
+    model = build_model(Entry("a", "Padim", init_args), {}, 64)
+    assert model.pre_processor.transform(torch.rand(1, 3, 50, 40)).shape[-2:] == (48, 48)  # type: ignore[union-attr]
+    assert json.dumps(init_args) == given
 
 
 def test_the_seed_of_a_run_is_ours_too_unless_the_entry_has_one() -> None:

@@ -22,7 +22,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from anomalib_osdirf.data import MultiCategory
 from anomalib_osdirf.data.category_evaluator import CategoryEvaluator
-from anomalib_osdirf.data.feature_cache import reason_not_to_cache
+from anomalib_osdirf.training.feature_cache import reason_not_to_cache
 from conftest import pre_processor
 from small_data import small_folder
 from textures import textured_image

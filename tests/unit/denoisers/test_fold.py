@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from anomalib_osdirf.denoisers import DiT, PositionMLP, UNet, VelocityDenoiser, build_denoiser, fold
+from anomalib_osdirf.denoisers import ConvMLP, DiT, UNet, VelocityDenoiser, build_denoiser, fold
 
 
 @settings(deadline=None, max_examples=25)
 @given(timestep=st.integers(0, 999), seed=st.integers(0, 2**31), transformer=st.booleans(), velocity=st.booleans())
 def test_folding_changes_nothing(timestep: int, seed: int, transformer: bool, velocity: bool) -> None:
     torch.manual_seed(seed)
-    denoiser: nn.Module = DiT(6, 3, 32, 2, 4) if transformer else PositionMLP(6, 3, width=32, depth=2)
+    denoiser: nn.Module = DiT(6, 3, 32, 2, 4) if transformer else ConvMLP(6, width=32, depth=2)
     if velocity:
         denoiser = VelocityDenoiser(denoiser)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_folding_a_unet_changes_nothing_but_its_biases(velocity: bool) -> None:
         assert torch.equal(parameter, value)
 
 
-@pytest.mark.parametrize("name", ["mlp", "dit_s"])
+@pytest.mark.parametrize("name", ["conv_mlp", "dit_s"])
 def test_folded_network_is_smaller_and_on_its_own(name: str) -> None:
     denoiser = build_denoiser(name, 96, 8)
     folded = fold(denoiser, 125)
@@ -56,6 +56,23 @@ def test_folded_network_is_smaller_and_on_its_own(name: str) -> None:
     assert not own & {parameter.data_ptr() for parameter in denoiser.parameters()}
 
 
+def test_folded_conv_mlp_has_no_modulation() -> None:
+    """Input and output layers, and for each block a depthwise convolution and two layers."""
+    layers = [module for module in fold(build_denoiser("conv_mlp", 8, 4), 125).modules() if not list(module.children())]
+    convolutions = [module for module in layers if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 2 + 3 * 3
+    assert all(module in convolutions or not list(module.parameters()) for module in layers)
+
+
+def test_folding_leaves_the_denoiser_alone() -> None:
+    denoiser = VelocityDenoiser(ConvMLP(6, width=32, depth=1))
+    before = [value.clone() for value in denoiser.state_dict().values()]
+    with torch.no_grad():
+        for parameter in fold(denoiser, 125).parameters():
+            parameter.add_(1)
+    assert all(torch.equal(*pair) for pair in zip(before, denoiser.state_dict().values(), strict=True))
+
+
 def test_unknown_denoiser() -> None:
-    with pytest.raises(TypeError, match=r"Linear can't be folded at timestep 3; register a function"):
+    with pytest.raises(TypeError, match="Linear"):
         fold(nn.Linear(2, 2), 3)

@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_osdirf.diffusion import (
-    STATES,
     NoiseSchedule,
     ddim_inversion,
     ddim_inversion_step,
-    diffusion_state,
     finite_difference_field,
     inverse_residual_field,
     inversion_timesteps,
@@ -57,38 +55,36 @@ def test_inversion_step_is_predict_then_renoise(pair: tuple[int, int], seed: int
 
 
 @settings(deadline=None)
-@given(pair=steps, seed=st.integers(0, 2**31), state=st.sampled_from(STATES))
-def test_finite_difference_of_a_step_is_the_field(pair: tuple[int, int], seed: int, state: str) -> None:
-    """The definition of the field: whichever successor is taken, the residual is the predicted noise."""
+@given(pair=steps, seed=st.integers(0, 2**31))
+def test_finite_difference_of_a_step_is_the_field(pair: tuple[int, int], seed: int) -> None:
+    """The definition of the field: for any successor, the residual is the predicted noise."""
     source, target = pair
-    z, noise = torch.tensor(np.random.default_rng(seed).normal(size=(2, 2, 3, 2, 2)))
+    z = torch.tensor(np.random.default_rng(seed).normal(size=(2, 3, 2, 2)))
 
     def denoiser(z_s: torch.Tensor) -> torch.Tensor:
         return torch.sin(3 * z_s) + source / 1000
 
-    field = inverse_residual_field(denoiser, z, ABAR[source], state, noise)
-    z_s = diffusion_state(z, ABAR[source], state, noise)
+    field = inverse_residual_field(denoiser, z, ABAR[source])
+    z_s = np.sqrt(ABAR[source]) * z
     z_t = ddim_inversion_step(z_s, field, ABAR[source], ABAR[target])
     residual = finite_difference_field(z_s, z_t, ABAR[source], ABAR[target])
     torch.testing.assert_close(residual, field, rtol=1e-7, atol=1e-7)
 
 
-def test_noised_state_is_the_forward_process() -> None:
-    z, noise = np.random.default_rng(0).normal(size=(2, 3, 4))
-    expected = np.sqrt(ABAR[200]) * z + np.sqrt(1 - ABAR[200]) * noise[:1]
-    result = diffusion_state(torch.tensor(z), ABAR[200], "noised", torch.tensor(noise[:1]))
-    np.testing.assert_allclose(result.numpy(), expected)
-    with pytest.raises(ValueError, match="state='noised' needs noise"):
-        diffusion_state(torch.tensor(z), ABAR[200], "noised")
+def test_field_is_the_prediction_at_the_mean_of_the_forward_process() -> None:
+    z = torch.randn(2, 3)
+    torch.testing.assert_close(inverse_residual_field(torch.exp, z, 0.25), (z / 2).exp())
+
+
+def test_inversion_with_one_timestep_is_the_field() -> None:
+    z = torch.randn(2, 3)
+    latent = ddim_inversion([torch.exp], z / 2, [0.25])
+    torch.testing.assert_close(latent, inverse_residual_field(torch.exp, z, 0.25))
 
 
 def test_the_process_ends_in_the_predicted_noise() -> None:
     z, eps = torch.randn(2, 4, dtype=torch.float64)
     torch.testing.assert_close(ddim_inversion_step(z, eps, ABAR[700], 0.0), eps)
-
-
-def _tanh_denoiser(timestep: int, state: torch.Tensor) -> torch.Tensor:
-    return torch.tanh(state) + timestep / 500
 
 
 @settings(deadline=None)
@@ -144,11 +140,3 @@ def test_inversion_timesteps(count: int, spacing: str | list[int], expected: lis
 def test_impossible_inversion_timesteps(count: int, spacing: str | list[int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         inversion_timesteps(count, spacing)
-
-
-def test_states() -> None:
-    z = torch.randn(2, 3)
-    assert diffusion_state(z, 0.25, "clean") is z
-    torch.testing.assert_close(diffusion_state(z, 0.25, "scaled"), z / 2)
-    with pytest.raises(ValueError, match=r"state='noisy' is unknown; use one of clean, scaled, noised\."):
-        diffusion_state(z, 0.25, "noisy")

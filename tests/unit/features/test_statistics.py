@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming moments and PCA whitening against numpy and scikit-learn."""
+"""Streaming moments and PCA, whitening or not, against numpy and scikit-learn."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from anomalib_osdirf.features import PCAWhitening, StreamingMoments
+from anomalib_osdirf.features import PCAProjection, StreamingMoments
 
 
 @settings(deadline=None)
@@ -53,16 +53,16 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     assert moments.scatter.nbytes == 8 * 16 * 32**2
 
 
-def _fit(samples: np.ndarray, rank: int | None, whiten: bool = True) -> PCAWhitening:
+def _fit(samples: np.ndarray, rank: int | None, whiten: bool = True) -> PCAProjection:
     moments = StreamingMoments()
     moments.update(torch.tensor(samples))
-    whitening = PCAWhitening(samples.shape[1], rank, whiten)
-    whitening.fit(moments)
-    return whitening
+    projection = PCAProjection(samples.shape[1], rank, whiten)
+    projection.fit(moments)
+    return projection
 
 
-def _apply(whitening: PCAWhitening, samples: np.ndarray) -> np.ndarray:
-    return whitening(torch.tensor(samples, dtype=torch.float32)[:, :, None, None])[:, :, 0, 0].numpy()
+def _apply(projection: PCAProjection, samples: np.ndarray) -> np.ndarray:
+    return projection(torch.tensor(samples, dtype=torch.float32)[:, :, None, None])[:, :, 0, 0].numpy()
 
 
 def test_whitening_matches_scikit_learn() -> None:
@@ -75,16 +75,12 @@ def test_whitening_matches_scikit_learn() -> None:
     np.testing.assert_allclose(ours, theirs * signs, atol=2e-4)
 
 
-def test_without_whitening_components_keep_their_variance_until_they_are_rescaled() -> None:
+def test_without_whitening_components_keep_their_variance() -> None:
     rng = np.random.default_rng(4)
     samples = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8)) + 7
-    reducing, whitening = _fit(samples, 5, whiten=False), _fit(samples, 5)
-    reduced, whitened = _apply(reducing, samples), _apply(whitening, samples)
+    reduced = _apply(_fit(samples, 5, whiten=False), samples)
     theirs = PCA(5).fit_transform(StandardScaler().fit_transform(samples))
     np.testing.assert_allclose(reduced, theirs * np.sign((reduced * theirs).sum(0)), atol=2e-4)
-    for pca, z in ((reducing, reduced), (whitening, whitened)):
-        rescaled = pca.rescaled(torch.from_numpy(z)[:, :, None, None])
-        np.testing.assert_allclose(rescaled[:, :, 0, 0].numpy(), whitened, atol=1e-4)
 
 
 def test_whitened_features_have_unit_covariance() -> None:
@@ -107,9 +103,29 @@ def test_constant_and_duplicate_channels_stay_finite() -> None:
 
 
 def test_rank_is_an_upper_bound() -> None:
-    assert PCAWhitening(8, 96).out_channels == 8
-    with pytest.raises(ValueError, match=r"feature_dim=0 is not positive; use 1 to 8 for these layers, or null"):
-        PCAWhitening(8, 0)
+    assert PCAProjection(8, 96).out_channels == 8
+    with pytest.raises(ValueError, match="feature_dim=0"):
+        PCAProjection(8, 0)
+
+
+def test_the_sign_of_a_component_does_not_depend_on_the_data_order() -> None:
+    samples = np.random.default_rng(5).normal(size=(200, 6)) @ np.random.default_rng(6).normal(size=(6, 6))
+    torch.testing.assert_close(_fit(samples, 4).weight, _fit(samples[::-1].copy(), 4).weight, rtol=1e-3, atol=1e-4)
+
+
+def test_merged_moments_are_those_of_all_samples() -> None:
+    """Merging changes neither, and an empty one adds nothing."""
+    samples = torch.randn(2, 30, 3, dtype=torch.float64)
+    one, other, both = StreamingMoments(), StreamingMoments(), StreamingMoments()
+    one.update(samples[:, :11])
+    other.update(samples[:, 11:])
+    both.update(samples)
+    for merged in (one.merged(other), one.merged(other).merged(StreamingMoments())):
+        assert merged.count == 30
+        torch.testing.assert_close(merged.mean, both.mean)
+        torch.testing.assert_close(merged.scatter, both.scatter)
+    assert (one.count, other.count) == (11, 19)
+    torch.testing.assert_close(one.mean, samples[:, :11].mean(dim=1))
 
 
 def test_moments_of_an_affine_map() -> None:

@@ -189,7 +189,7 @@ def test_batch_norms_get_the_statistics_of_the_weights_that_score(ema_decay: flo
 def test_deployed_networks_share_the_averaged_weights() -> None:
     model = _model(ema_decay=0.9)
     assert model.ema is not None
-    deployed = model.deployed()
+    deployed = model.freeze()
     averaged = {id(parameter) for parameter in model.ema.module.parameters()}
     own = [parameter for parameter in deployed.parameters() if id(parameter) not in averaged]
     assert {tuple(parameter.shape) for parameter in own} == {(8,), (16,)}  # biases that hold a timestep
@@ -199,7 +199,7 @@ def test_deployed_networks_share_the_averaged_weights() -> None:
 def test_folded_timesteps_change_nothing(patch_size: int, pixel_deviation: float | None) -> None:
     model = _model(patch_size=patch_size, pixel_deviation=pixel_deviation)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    deployed = model.deployed()
+    deployed = model.freeze()
     t_n, t_b = (torch.full((2,), timestep) for timestep in model.timesteps)
     noise = model.noise[..., :64, :64]
     with torch.no_grad():

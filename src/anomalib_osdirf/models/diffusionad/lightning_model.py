@@ -20,13 +20,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_osdirf.data.resumable import ResumableImageLoader, ahead, ordered
 from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, check_foreground
-from anomalib_osdirf.models.diffusion_training import DiffusionTraining
+from anomalib_osdirf.export.exact_export import ExactExport
 from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel
-from anomalib_osdirf.models.exact_export import ExactExport
 from anomalib_osdirf.progress import images_of
 from anomalib_osdirf.registration import register
+from anomalib_osdirf.training.diffusion_training import DiffusionTraining
+from anomalib_osdirf.training.resumable import ResumableImageLoader, ahead, ordered
 
 _ANOMALY_ARGUMENTS = ("anomaly_source_path", "shuffled_patches", "drawn_textures", "foreground", "foreground_masks")
 _SCHEDULES = ("constant", "cosine")

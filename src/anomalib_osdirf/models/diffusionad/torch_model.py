@@ -336,7 +336,7 @@ class DiffusionADModel(nn.Module):
         if self.ema is not None:
             self.ema.update_parameters(self.networks)
 
-    def deployed(self) -> "DeployedDiffusionAD":
+    def freeze(self) -> "DeployedDiffusionAD":
         """Return the networks that score: the averaged ones, where there are."""
         return DeployedDiffusionAD(self)
 
@@ -373,7 +373,7 @@ class DiffusionADModel(nn.Module):
         """
         self.check_fitted()
         self.check_size(images)
-        batch: InferenceBatch = self.deployed()(images)
+        batch: InferenceBatch = self.freeze()(images)
         return batch
 
 

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """InvAD as an anomalib model."""
 
-import logging
 from collections.abc import Sequence
-from typing import Any
 
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -12,50 +10,37 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 
-from anomalib_osdirf.models.exact_export import ExactExport
-from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
+from anomalib_osdirf.export.exact_export import ExactExport
 from anomalib_osdirf.models.invad.torch_model import InvADModel
 from anomalib_osdirf.registration import register
+from anomalib_osdirf.training.field_training import FieldTraining
 
-logger = logging.getLogger(__name__)
 
-
-class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
+class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
     """Anomaly detection by DDIM inversion of features (InvAD, arXiv 2504.05662).
 
     Training is OSD-IRF's: a denoiser on the features of normal images. At test time several steps of DDIM inversion,
-    one evaluation of the denoiser each, end at a latent; its length at each position is the anomaly map. A checkpoint
-    of OSDIRF loads as InvAD and the other way round; trained with ``whiten=True`` it is mostly the better InvAD.
+    one evaluation of the denoiser each, end at a latent; its length at each position is the anomaly map.
 
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
             Defaults to ``efficientnet_b4``.
-        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 2, 4, 8 and
-            16. Defaults to ``None``.
+        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 8 and 16.
+            Defaults to ``None``.
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
         feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
         whiten: Scale the principal components to unit variance; otherwise each keeps its own. Without components
             (``feature_dim=None``) nothing is whitened either way. Defaults to ``True``.
-        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
-        denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; or a diffusion
-            transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``. Defaults to ``mlp``.
+        grid_size: Side of the field's grid, in positions. Defaults to ``16``.
+        denoiser: ``conv_mlp``, a perceptron with depthwise convolutions, the same at every position; ``unet``; or a
+            diffusion transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``. Defaults to ``conv_mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         num_inference_steps: Number of inversion steps, one evaluation of the denoiser each. Defaults to ``3``.
         timestep_spacing: Timesteps at which the denoiser is asked: ``paper`` ([333, 666, 999] for three steps),
             ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``released``.
-        density: Gaussian of the latent: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
-            channel; ``position``, with those for each position and channel; ``position_full``, with a full covariance
-            for each position; or ``mixture_full``, the same for each of several kinds of training image, of which the
-            latent itself tells an image's, for one model of many categories. Defaults to ``standard``.
-        num_clusters: How many kinds ``mixture_full`` has, clusters of the training images; ``auto`` starts from 16 and
-            joins them where that makes held-out training images likelier. Defaults to ``auto``.
-        shrinkage: How ``position_full`` and ``mixture_full`` shrink their covariances S, so that few images suffice:
-            ``oas``, towards a multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or,
-            of ``position_full``, ``auto``, the number under which held-out training images are likeliest. Defaults to
-            ``oas``.
         image_score: What makes an image's score: ``nll``, the negative log density of the whole latent; ``diff``, the
             largest minus the smallest length at any position; or ``nll_diff``, their sum, each in standard deviations
             of the training images. Defaults to ``nll_diff``.
@@ -108,6 +93,7 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
 
     model: InvADModel
     network_class = InvADModel
+    needs_denoiser = True
 
     def __init__(
         self,
@@ -118,13 +104,10 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         feature_dim: int | None = 96,
         whiten: bool = True,
         grid_size: int = 16,
-        denoiser: str = "mlp",
+        denoiser: str = "conv_mlp",
         prediction_type: str = "v_prediction",
         num_inference_steps: int = 3,
         timestep_spacing: str | list[int] = "released",
-        density: str = "standard",
-        num_clusters: int | str = "auto",
-        shrinkage: float | str = "oas",
         image_score: str = "nll_diff",
         learning_rate: float = 1e-3,
         initial_learning_rate: float = 0.0,
@@ -158,15 +141,6 @@ class InvAD(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc
         self.check_training_arguments()
         self.make_pre_processor_exact()
         self.model = self.build_model(dict(self.hparams))
-
-    def take_over(self, checkpoint: dict[str, Any], relative: str) -> None:
-        """See :meth:`FeatureDiffusion.take_over`; say where features are none that InvAD was made for."""
-        super().take_over(checkpoint, relative)
-        if self.hparams["feature_dim"] is not None and not self.hparams["whiten"]:
-            logger.warning(
-                "The features of this checkpoint keep their variances (whiten=False), while InvAD takes a latent of "
-                "N(0, I) for normal: train OSDIRF(whiten=True) for a fair InvAD."
-            )
 
 
 register(InvAD)

@@ -1,29 +1,34 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The read-out of InvAD: DDIM inversion in several steps, and the density of the latent that it ends at."""
+"""InvAD as a torch module: DDIM inversion in several steps, and the density of the latent that it ends at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_osdirf.denoisers import fold
 from anomalib_osdirf.diffusion import ddim_inversion, inversion_timesteps
-from anomalib_osdirf.models.feature_network import FeatureNetwork, ReadOutNetwork, upsampled
+from anomalib_osdirf.features import StreamingMoments
+from anomalib_osdirf.models.field_model import FieldModel
+from anomalib_osdirf.models.field_network import FieldNetwork
+from anomalib_osdirf.models.scorer import Images, upsampled
+from anomalib_osdirf.processes import ALONE, Processes
 
-SCORE_TERMS = {"nll": ("nll",), "diff": ("diff",), "nll_diff": ("nll", "diff")}
+IMAGE_SCORES = {"nll": ("nll",), "diff": ("diff",), "nll_diff": ("nll", "diff")}
+# Below this share of its size, a quantity that should vary between images is rounding noise.
+_NO_SPREAD = 1e-6
 
 
-class InvADModel(FeatureNetwork):
-    """InvAD as a torch module.
+class InvADModel(FieldModel):
+    """InvAD (arXiv 2504.05662).
 
     Args:
         num_inference_steps: Number of inversion steps, one evaluation of the denoiser each.
         timestep_spacing: ``paper``, ``released``, or the timesteps themselves.
         image_score: ``nll``, ``diff`` or ``nll_diff``.
-        **arguments: Arguments of :class:`~anomalib_osdirf.models.feature_network.FeatureNetwork`.
+        **arguments: Arguments of :class:`~anomalib_osdirf.models.field_network.FieldNetwork`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -36,71 +41,103 @@ class InvADModel(FeatureNetwork):
         image_score: str,
         **arguments: Any,  # noqa: ANN401
     ) -> None:
-        if image_score not in SCORE_TERMS:
-            msg = f"image_score={image_score!r} is unknown; use one of {', '.join(SCORE_TERMS)}."
-            raise ValueError(msg)
         if arguments["denoiser"] == "none":
-            msg = "denoiser=none leaves InvAD nothing to invert with; use another one, or OSDIRF with state=clean."
+            msg = "denoiser=none leaves InvAD nothing to invert with; use another one, or OSDIRF."
             raise ValueError(msg)
         timesteps = inversion_timesteps(num_inference_steps, timestep_spacing)
-        super().__init__(**arguments)
-        self.timesteps = timesteps
-        self.image_score = image_score
-        self.score = self.build_sum(len(SCORE_TERMS[image_score]))
-
-    def deploy(self) -> "DeployedInvAD":
-        """See :meth:`FeatureNetwork.deploy`."""
-        return DeployedInvAD(self)
+        scorer = LatentScorer(image_score)
+        super().__init__(FieldNetwork(ddim_inversion, timesteps, **arguments), scorer)
 
 
-class DeployedInvAD(ReadOutNetwork):
-    """The part of a fitted :class:`InvADModel` that scores images; it holds a folded denoiser for each timestep.
+class LatentScorer(nn.Module):
+    """Map and score of a latent that is N(0, I) for normal images.
+
+    The map is the latent's length at each position. The score is the sum of the negative log density of the whole
+    latent and of Diff, the largest minus the smallest length, each in standard deviations of training images. (The
+    released evaluation scales both by their minima and maxima over the test set, anomalies included.)
 
     Args:
-        model: The fitted model.
+        image_score: Which of the two: ``nll``, ``diff`` or ``nll_diff``.
+
+    Raises:
+        ValueError: If ``image_score`` is unknown.
     """
 
-    def __init__(self, model: InvADModel) -> None:
-        super().__init__(model)
-        averaged = model.averaged_denoiser()
-        self.denoisers = nn.ModuleList(fold(averaged, timestep) for timestep in model.timesteps)
-        self.abars = [model.schedule.abar(timestep) for timestep in model.timesteps]
-        self.terms = SCORE_TERMS[model.image_score]
-        self.score = model.score
+    scale: Tensor
+    offset: Tensor
 
-    def field(self, z: Tensor) -> Tensor:
-        """Latent z_T at the end of the inversion, in noise standard deviations."""
-        return ddim_inversion(list(self.denoisers), z, self.abars)
+    def __init__(self, image_score: str) -> None:
+        super().__init__()
+        if image_score not in IMAGE_SCORES:
+            msg = f"image_score={image_score!r} is unknown; use one of {', '.join(IMAGE_SCORES)}."
+            raise ValueError(msg)
+        self.names = IMAGE_SCORES[image_score]
+        self.num_images = 0
+        self.register_buffer("scale", torch.ones(len(self.names)))
+        self.register_buffer("offset", torch.zeros(len(self.names)))
 
-    def fitted_buffers(self) -> dict[str, Tensor]:
-        """See :meth:`ReadOutNetwork.fitted_buffers`."""
-        buffers = {**super().fitted_buffers(), **dict(self.score.named_buffers(prefix="score"))}
-        buffers.pop("log_normaliser", None)
-        return buffers
+    def forward(self, field: Tensor, fine: Tensor, size: Sequence[int]) -> InferenceBatch:
+        """Score images.
 
-    def read_out(self, field: Tensor, size: Sequence[int], details: Tensor | None = None) -> InferenceBatch:
-        """Length of the latent at each position as a map (Mahalanobis, where the density is fitted), and one score."""
-        field = field.float()
-        distance = self._distance(field)
-        return InferenceBatch(
-            pred_score=self.total(self._score_terms(distance), field),
-            anomaly_map=upsampled(distance.unflatten(1, (1, *field.shape[-2:])), size),
-        )
+        Args:
+            field: Latents z_T, shape ``(B, D, h, w)``.
+            fine: Unused.
+            size: Height and width of the maps.
 
-    def terms_of(self, field: Tensor) -> Tensor:
-        """See :meth:`ReadOutNetwork.terms_of`."""
-        return self._score_terms(self._distance(field))
-
-    def _distance(self, field: Tensor) -> Tensor:
-        return self.density.squared_distance(field).sqrt()
-
-    def _score_terms(self, distance: Tensor) -> Tensor:
-        """NLL of the whole latent, and largest minus smallest length of any position: shape ``(B, terms)``.
-
-        The NLL goes without its factor and its constant, which the standardisation would take away again.
+        Returns:
+            ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
         """
-        terms = {
-            "nll": lambda: distance.square().sum(dim=1),
-            "diff": lambda: distance.amax(dim=1) - distance.amin(dim=1),
-        }
-        return torch.stack([terms[name]() for name in self.terms], dim=1)
+        del fine
+        length = field.float().square().sum(dim=1).sqrt()
+        score = (self._terms(length) * self.scale + self.offset).sum(dim=1)
+        return InferenceBatch(pred_score=score, anomaly_map=upsampled(length, size))
+
+    def _terms(self, length: Tensor) -> Tensor:
+        """Terms of the score, shape ``(B, terms)``; the NLL without factor and constant, which standardising undoes."""
+        flat = length.flatten(1)
+        terms = {"nll": flat.square().sum(dim=1), "diff": flat.amax(dim=1) - flat.amin(dim=1)}
+        return torch.stack([terms[name] for name in self.names], dim=1)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        images: Images,
+        painted: Callable[[], Iterable[Any]] | None = None,
+        processes: Processes = ALONE,
+        held_out: Callable[[InferenceBatch], None] | None = None,
+        size: Sequence[int] = (1, 1),
+    ) -> Tensor:
+        """Fit the constants, see :meth:`~anomalib_osdirf.models.scorer.Scorer.fit`; no density is fitted."""
+        del painted
+        moments = StreamingMoments()
+        for field, _, _ in images():
+            moments.update(self._terms(field.float().square().sum(dim=1).sqrt()))
+        moments = moments.pooled(processes)
+        variance = moments.covariance().diagonal()
+        deviation, root_mean_square = variance.sqrt(), (variance + moments.mean.square()).sqrt()
+        scale = torch.where(deviation > _NO_SPREAD * root_mean_square, 1 / deviation, 1.0)
+        self.scale.copy_(scale)
+        self.offset.copy_(-scale * moments.mean)
+        self.num_images = moments.count
+        if held_out is not None:
+            for field, fine, _ in images():
+                held_out(self(field, fine, size))
+        return self.scale.new_zeros(0)
+
+    def refit(
+        self, images: Images, held_out: Callable[[InferenceBatch], None] | None = None, size: Sequence[int] = (1, 1)
+    ) -> None:
+        """Fit anew on the latents of a changed network."""
+        self.fit(images, held_out=held_out, size=size)
+
+    def buffers_in_use(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and value of the buffers that :meth:`refit` changes and scoring reads."""
+        return self.named_buffers()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what the state dict keeps besides tensors."""
+        return {"num_images": self.num_images}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
+        self.num_images = state["num_images"]

@@ -10,55 +10,37 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 
-from anomalib_osdirf.models.exact_export import ExactExport
-from anomalib_osdirf.models.feature_diffusion import FeatureDiffusion
+from anomalib_osdirf.export.exact_export import ExactExport
 from anomalib_osdirf.models.osdirf.torch_model import OSDIRFModel
 from anomalib_osdirf.registration import register
+from anomalib_osdirf.training.field_training import FieldTraining
 
 
-class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
+class OSDIRF(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
     """One-step diffusion with the inverse residual field (OSD-IRF, arXiv 2604.18393).
 
     A denoiser is trained on the features of normal images. At test time one evaluation of it gives the inverse
-    residual field, and the Gaussian negative log density of that field is the anomaly map.
+    residual field. The negative log density of that field, in units of held-out normal variation, is the anomaly map.
 
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
             Defaults to ``efficientnet_b4``.
-        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 2, 4, 8 and
-            16. Defaults to ``None``.
+        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 8 and 16.
+            Defaults to ``None``.
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
         backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
         feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
-        whiten: Scale the principal components to unit variance, which a lower timestep suits better, such as 80;
-            otherwise each keeps its own. Without components (``feature_dim=None``) nothing is whitened either way.
-            Defaults to ``False``.
-        grid_size: Side of the grid that features are averaged onto, in positions. Defaults to ``16``.
-        denoiser: ``mlp``, which looks at each position alone; ``unet``, a convolutional network; a diffusion
-            transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``; or, for comparison, ``none``, which trains
-            nothing and takes clean features as the field. Defaults to ``mlp``.
-        prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
-            follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
-        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``120``.
-        state: What the denoiser is asked about: ``clean`` features, ``scaled`` ones as if noised by zero noise, or
-            ``noised`` ones, by one noise field that is drawn once and kept. Defaults to ``scaled``.
-        density: Gaussian of the field: ``standard``, N(0, I); ``channel``, fitted with one mean and variance for each
-            channel; ``position``, with those for each position and channel; ``position_full``, with a full covariance
-            for each position; or ``mixture_full``, the same for each kind of training image, of which the field itself
-            tells an image's: for one product in several kinds, or one model of many categories, and the same as
-            ``position_full`` where there is one kind. Defaults to ``mixture_full``.
-        num_clusters: How many kinds ``mixture_full`` has, clusters of the training images; ``auto`` starts from 16 and
-            joins them where that makes held-out training images likelier. Defaults to ``auto``.
-        shrinkage: How ``position_full`` and ``mixture_full`` shrink their covariances S, so that few images suffice:
-            ``oas``, towards a multiple of the identity, both estimated; a number s in [0, 1], to (1 - s) S + s I; or,
-            of ``position_full`` alone, ``auto``, the number under which held-out training images are likeliest.
-            Defaults to ``oas``.
-        image_score: How an image's map becomes its score: ``max``, ``top_k`` (mean of the largest third), ``mean``, or
-            ``max_top_k``, the sum of the first two, each in standard deviations of the training images, for defects
-            small and large. Defaults to ``max_top_k``.
-        map_grid_size: Side of a finer grid, in positions, on which the map has the features' own density added, fitted
-            like the field's: it draws small defects sharper. ``None`` leaves the field's map alone. Defaults to ``32``.
+        grid_size: Side of the field's grid, in positions. The map has a second, finer part of twice as many.
+            Defaults to ``16``.
+        denoiser: ``conv_mlp``, a perceptron with depthwise convolutions, the same at every position; ``unet``; a
+            diffusion transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``; or, for comparison, ``none``, which
+            trains nothing and scores by the densities alone. Defaults to ``conv_mlp``.
+        timestep: Timestep of the noise schedule, 0 to 999, at which the field is read. Defaults to ``200``.
+        density: ``position``, a Gaussian per position (and per cluster of images, where a product comes in several
+            versions), for parts that lie alike; ``mixture``, a mixture of Gaussians that all positions share, for parts
+            that don't; ``auto``, whichever finds more of the anomalies that are painted on held-out training images; or
+            ``standard``, the paper's N(0, I). Defaults to ``auto``.
         learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
         initial_learning_rate: Learning rate that the linear warm-up starts from. Defaults to ``0.0``.
         final_learning_rate: Learning rate that the cosine decay ends at. Defaults to ``0.0``.
@@ -72,8 +54,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         seed: Seed of the initial weights, of the order of images and of the training's noise; ``None`` follows torch's
             global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.) Defaults to ``None``.
         max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
-            Defaults to ``None``: 600 steps, or 240 epochs where that is less (up to 64 images in batches of 32),
-            because a denoiser that knows few images by heart has fields on them that no other image has.
+            Defaults to ``None``: 300 steps.
         max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
@@ -109,8 +90,7 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
 
     model: OSDIRFModel
     network_class = OSDIRFModel
-    default_epochs = 240
-    default_steps = 600
+    default_steps = 300
 
     def __init__(
         self,
@@ -119,17 +99,10 @@ class OSDIRF(FeatureDiffusion, ExactExport, AnomalibModule):  # type: ignore[mis
         pre_trained: bool = True,
         backbone_weights: str | None = None,
         feature_dim: int | None = 96,
-        whiten: bool = False,
         grid_size: int = 16,
-        denoiser: str = "mlp",
-        prediction_type: str = "v_prediction",
-        timestep: int = 120,
-        state: str = "scaled",
-        density: str = "mixture_full",
-        num_clusters: int | str = "auto",
-        shrinkage: float | str = "oas",
-        image_score: str = "max_top_k",
-        map_grid_size: int | None = 32,
+        denoiser: str = "conv_mlp",
+        timestep: int = 200,
+        density: str = "auto",
         learning_rate: float = 1e-3,
         initial_learning_rate: float = 0.0,
         final_learning_rate: float = 0.0,

@@ -1,0 +1,400 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""From the field to the anomaly map and the image score: everything that is fitted on normal images after training."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_osdirf.features import coarse
+from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.scoring import (
+    FOLDS,
+    CrossFitted,
+    HeldOutUnits,
+    ImageClusters,
+    ImageScore,
+    PatchMixture,
+    PositionGaussians,
+    PositionStatistics,
+    Sample,
+    StandardGaussian,
+    fit_mixture,
+    fit_positions,
+    patch_centres,
+    standard,
+)
+
+logger = logging.getLogger(__name__)
+
+DENSITIES = ("auto", "position", "mixture", "standard")
+_COMPONENTS = 32  # of a mixture of fields
+_FINE_COMPONENTS = 16  # of one of fine features, of which there are four times as many
+# Painted anomalies count as found above the maximum that this share of normal images does not exceed.
+_NORMAL_QUANTILE = 0.95
+# A difference of the found shares below so many standard errors tells nothing: then the likelihood decides.
+_STANDARD_ERRORS = 2.0
+
+# Batches of fields (B, D, h, w), fine features (B, D, 2 h, 2 w) and numbers (B,), the same at every call.
+Images = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+
+
+@dataclass
+class Painted:
+    """Normal images with painted anomalies.
+
+    Attributes:
+        field: Fields, shape ``(B, D, h, w)``.
+        fine: Fine features, shape ``(B, D, 2 h, 2 w)``.
+        covered: Where anomalies are, shape ``(B, h, w)``.
+        numbers: Number of each image among all training images, shape ``(B,)``.
+    """
+
+    field: Tensor
+    fine: Tensor
+    covered: Tensor
+    numbers: Tensor
+
+
+@dataclass
+class _Trial:
+    """A structure, fitted and cross-fitted, with its units."""
+
+    structure: str
+    field: CrossFitted
+    fine: CrossFitted | None
+    units: HeldOutUnits
+    fine_units: HeldOutUnits
+    nll: float  # mean over held-out images and positions, nats
+
+    def held_out(self, field: Sample, fine: Sample) -> tuple[Tensor, Tensor | None]:
+        """Return both maps of images in units of held-out normal variation, each by densities that lack the image."""
+        values = self.units(self.field.held_out(field), field.cluster)
+        if self.fine is None:
+            return values, None
+        return values, self.fine_units(self.fine.held_out(fine), torch.zeros_like(fine.cluster))
+
+
+class Scorer(nn.Module):
+    """Maps and scores of fields.
+
+    Two densities make the map: that of the field, on its grid, and that of the fine features, which needs no denoiser.
+    Each is brought to units of held-out normal variation, and their sum is the anomaly map.
+
+    Args:
+        density: Structure of both densities: ``position``, Gaussians per position and per cluster of images;
+            ``mixture``, a mixture of Gaussians that all positions share; ``auto``, whichever finds more of the
+            anomalies painted on held-out normal images; or ``standard``, N(0, I) of the field alone.
+
+    Raises:
+        ValueError: If ``density`` is unknown.
+    """
+
+    def __init__(self, density: str = "auto") -> None:
+        super().__init__()
+        if density not in DENSITIES:
+            msg = f"density={density!r} is unknown; use one of {', '.join(DENSITIES)}."
+            raise ValueError(msg)
+        self.wanted = density
+        self.structure: str | None = None  # known once it is fitted
+        self.num_images = 0
+        self.clusters = ImageClusters()
+        self.units = HeldOutUnits()
+        self.fine_units = HeldOutUnits()
+        self.image_score = ImageScore()
+        self.density: nn.Module | None = None
+        self.fine_density: nn.Module | None = None
+
+    # ------------------------------------------------------------------ use
+
+    def forward(self, field: Tensor, fine: Tensor, size: Sequence[int]) -> InferenceBatch:
+        """Score images.
+
+        Args:
+            field: Fields, shape ``(B, D, h, w)``.
+            fine: Fine features, shape ``(B, D, 2 h, 2 w)``.
+            size: Height and width of the maps.
+
+        Returns:
+            ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
+        """
+        assert self.density is not None
+        field, fine = field.float(), fine.float()
+        cluster = self.clusters(fine)
+        values = self.units(self.density(field, cluster), cluster)
+        fine_values = None
+        if self.fine_density is not None:
+            fine_values = self.fine_units(self.fine_density(fine), cluster)
+        return self._batch(values, fine_values, cluster, size)
+
+    def _batch(
+        self, values: Tensor, fine_values: Tensor | None, cluster: Tensor, size: Sequence[int]
+    ) -> InferenceBatch:
+        score = self.image_score(_together(values, fine_values), cluster)
+        anomaly_map = upsampled(values, size)
+        if fine_values is not None:
+            anomaly_map = anomaly_map + upsampled(fine_values, size)
+        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+
+    # ------------------------------------------------------------------ fit
+
+    @torch.no_grad()
+    def fit(
+        self,
+        images: Images,
+        painted: Callable[[], Iterable[Painted]] | None = None,
+        processes: Processes = ALONE,
+        held_out: Callable[[InferenceBatch], None] | None = None,
+        size: Sequence[int] = (1, 1),
+    ) -> Tensor:
+        """Fit on normal training images: clusters, densities, units, constants of the image score.
+
+        Args:
+            images: Returns this process's images in batches of fields, fine features and numbers, at every call.
+            painted: Returns images with painted anomalies, by which ``auto`` decides; ``None`` if there are none.
+            processes: Distributed context.
+            held_out: Called with batches of this process's images, each scored as if it were new.
+            size: Height and width of the maps that ``held_out`` is called with.
+
+        Returns:
+            The share of its painted positions that is found, of each image that has any, shape ``(N,)``.
+        """
+        self.clusters.fit(lambda: (fine for _, fine, _ in images()), processes)
+        structures = ("position", "mixture") if self.wanted == "auto" else (self.wanted,)
+        trials = [self._trial(structure, images, processes) for structure in structures]
+        found = [self._found(trial, images, painted, processes) if painted else torch.zeros(0) for trial in trials]
+        chosen = 0 if len(trials) == 1 else _best(trials, found)
+        self._take(trials[chosen], images, processes)
+        self._report(images, trials[chosen], held_out, size)
+        return found[chosen]
+
+    @torch.no_grad()
+    def refit(
+        self, images: Images, held_out: Callable[[InferenceBatch], None] | None = None, size: Sequence[int] = (1, 1)
+    ) -> None:
+        """Fit anew on the fields of a changed network, with clusters, structure and components as they are.
+
+        Args:
+            images: See :meth:`fit`.
+            held_out: See :meth:`fit`.
+            size: See :meth:`fit`.
+        """
+        assert self.structure is not None
+        trial = self._trial(self.structure, images, ALONE, labels=(self.density, self.fine_density))
+        self._take(trial, images, ALONE)
+        self._report(images, trial, held_out, size)
+
+    def _samples(self, images: Images) -> Iterator[tuple[Sample, Sample]]:
+        """Yield field and fine features with clusters and numbers."""
+        for field, fine, numbers in images():
+            cluster = self.clusters(fine.float())
+            yield Sample(field.float(), cluster, numbers), Sample(fine.float(), cluster, numbers)
+
+    def _trial(
+        self,
+        structure: str,
+        images: Images,
+        processes: Processes,
+        labels: tuple[nn.Module | None, nn.Module | None] = (None, None),
+    ) -> _Trial:
+        """Fit and cross-fit a structure; ``labels`` are mixtures whose components are kept."""
+        count = int(processes.add(torch.tensor(sum(len(numbers) for _, _, numbers in images()))))
+        folds = min(FOLDS, count)
+
+        def fields() -> Iterator[Sample]:
+            return (field for field, _ in self._samples(images))
+
+        def fines() -> Iterator[Sample]:
+            return (fine for _, fine in self._samples(images))
+
+        fine: CrossFitted | None = None
+        if structure == "standard":
+            field = standard(folds)
+        elif structure == "position":
+            field = fit_positions(fields(), self.clusters.count, folds, processes=processes)
+            fine = fit_positions(fines(), 1, folds, blocks=True, processes=processes)
+        else:
+            field = _mixture(fields, labels[0], count, _COMPONENTS, folds, processes)
+            fine = _mixture(fines, labels[1], count, _FINE_COMPONENTS, folds, processes)
+        units, fine_units, nll = self._fit_units(field, fine, images, processes)
+        return _Trial(structure, field, fine, units, fine_units, nll)
+
+    def _fit_units(
+        self, field: CrossFitted, fine: CrossFitted | None, images: Images, processes: Processes
+    ) -> tuple[HeldOutUnits, HeldOutUnits, float]:
+        statistics: list[PositionStatistics] = []
+        total, images_seen = 0.0, 0
+        for sample, fine_sample in self._samples(images):
+            parts = [(field, sample, self.clusters.count)]
+            if fine is not None:
+                parts.append((fine, Sample(fine_sample.values, 0 * fine_sample.cluster, fine_sample.numbers), 1))
+            for index, (fitted, one, clusters) in enumerate(parts):
+                nll = fitted.held_out(one)
+                if index == len(statistics):
+                    statistics.append(PositionStatistics(clusters, nll.shape[-2:], nll.device))
+                statistics[index].update(nll, one.cluster, one.numbers)
+                if index == 0:
+                    total += float(nll.double().mean(dim=(1, 2)).sum())
+                    images_seen += len(nll)
+        units = [HeldOutUnits().to(one.sums.device) for one in statistics] + [HeldOutUnits()]
+        for unit, gathered in zip(units, statistics, strict=False):
+            unit.fit(*gathered.shrunk(processes))
+        sums = processes.add(torch.tensor([total, images_seen], dtype=torch.float64))
+        return units[0], units[1], float(sums[0] / sums[1])
+
+    def _found(
+        self, trial: _Trial, images: Images, painted: Callable[[], Iterable[Painted]], processes: Processes
+    ) -> Tensor:
+        """Return the share of the painted positions that is found, of each image that has any, shape ``(N,)``."""
+        highest = [
+            _together(*trial.held_out(field, fine)).flatten(1).amax(dim=1) for field, fine in self._samples(images)
+        ]
+        threshold = processes.gathered(torch.cat(highest)).double().quantile(_NORMAL_QUANTILE)
+        shares, numbers = [threshold.new_zeros(0)], [threshold.new_zeros(0, dtype=torch.int64)]
+        for batch in painted():
+            cluster = self.clusters(batch.fine.float())
+            samples = [Sample(values.float(), cluster, batch.numbers) for values in (batch.field, batch.fine)]
+            above = (_together(*trial.held_out(samples[0], samples[1])) > threshold) & batch.covered
+            covered = batch.covered.flatten(1).sum(dim=1)
+            shares.append(above.flatten(1).sum(dim=1)[covered > 0] / covered[covered > 0].double())
+            numbers.append(batch.numbers[covered > 0])
+        return processes.collected(torch.cat(shares), torch.cat(numbers))
+
+    def _take(self, trial: _Trial, images: Images, processes: Processes) -> None:
+        """Become what a trial fitted, and fit the image score on held-out maps."""
+        device = self.units.scale.device
+        self.structure = trial.structure
+        self.density = trial.field.density.to(device)
+        self.fine_density = None if trial.fine is None else trial.fine.density.to(device)
+        self.units, self.fine_units = trial.units.to(device), trial.fine_units.to(device)
+        terms, clusters = [], []
+        for field, fine in self._samples(images):
+            terms.append(self.image_score.terms(_together(*trial.held_out(field, fine))))
+            clusters.append(field.cluster)
+        every, cluster = processes.gathered(torch.cat(terms)), processes.gathered(torch.cat(clusters))
+        self.image_score.fit(every, cluster, self.clusters.count)
+        self.num_images = len(every)
+
+    def _report(
+        self,
+        images: Images,
+        trial: _Trial,
+        held_out: Callable[[InferenceBatch], None] | None,
+        size: Sequence[int],
+    ) -> None:
+        """Hand out the held-out scores."""
+        if held_out is None:
+            return
+        for field, fine in self._samples(images):
+            values, fine_values = trial.held_out(field, fine)
+            held_out(self._batch(values, fine_values, field.cluster, size))
+
+    # ------------------------------------------------------------------ state
+
+    def buffers_in_use(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and value of the buffers that :meth:`refit` changes and scoring reads."""
+        for name in ("density", "fine_density", "units", "fine_units", "image_score"):
+            module = getattr(self, name)
+            if module is not None and not (name == "fine_units" and self.fine_density is None):
+                yield from module.named_buffers(prefix=name)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what the state dict keeps besides tensors."""
+        return {"num_images": self.num_images, "structure": self.structure}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
+        self.num_images, self.structure = state["num_images"], state["structure"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
+        """Build the densities that the state has, before their own state is loaded."""
+        state = state_dict.get(f"{prefix}_extra_state") or {}
+        device = self.units.scale.device
+        self.density, self.fine_density = (
+            None if one is None else one.to(device) for one in _densities(state.get("structure"))
+        )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _densities(structure: str | None) -> tuple[nn.Module | None, nn.Module | None]:
+    """Build the unfitted densities of field and fine features."""
+    if structure == "position":
+        return PositionGaussians(), PositionGaussians(blocks=True)
+    if structure == "mixture":
+        return PatchMixture(), PatchMixture()
+    return (None if structure is None else StandardGaussian()), None
+
+
+def _best(trials: Sequence[_Trial], found: Sequence[Tensor]) -> int:
+    """Choose by detection of painted anomalies on held-out images or, where that can't tell, by likelihood."""
+    likelier = int(trials[1].nll < trials[0].nll)
+    one, other = trials
+    text = f"held-out negative log density {one.nll:.1f} ({one.structure}) and {other.nll:.1f} ({other.structure}) nats"
+    if len(found[0]) < FOLDS:
+        logger.info("Density: %s, by its %s a position.", trials[likelier].structure, text)
+        return likelier
+    gain = significant_gain(found[0], found[1])
+    chosen = int(gain < 0) if gain else likelier
+    logger.info(
+        "Density: %s. Of the anomalies painted on %d held-out images %s finds %.1f %% and %s %.1f %%; %s a position.",
+        trials[chosen].structure,
+        len(found[0]),
+        one.structure,
+        100 * float(found[0].mean()),
+        other.structure,
+        100 * float(found[1].mean()),
+        text,
+    )
+    return chosen
+
+
+def significant_gain(one: Tensor, other: Tensor) -> float:
+    """Return by how much more of the painted anomalies one model finds than another.
+
+    Args:
+        one: Share that it finds of each image, shape ``(N,)``.
+        other: The same of the other model.
+
+    Returns:
+        Mean difference, or 0 where it is within two standard errors.
+    """
+    difference = one - other
+    gain, error = float(difference.mean()), float(difference.std(correction=1)) / sqrt(len(difference))
+    return gain if abs(gain) > _STANDARD_ERRORS * error else 0.0
+
+
+def _mixture(
+    samples: Callable[[], Iterator[Sample]],
+    kept: nn.Module | None,
+    images: int,
+    most: int,
+    folds: int,
+    processes: Processes,
+) -> CrossFitted:
+    """Fit a mixture, with the components of a ``kept`` one if there is one."""
+    if isinstance(kept, PatchMixture):
+        return fit_mixture(samples(), lambda x: kept.components(x).argmin(dim=1), len(kept.constant), folds, processes)
+    centres = patch_centres((sample.values for sample in samples()), images, most, processes)
+
+    def nearest(x: Tensor) -> Tensor:
+        patches = x.flatten(2).transpose(1, 2)
+        return torch.cdist(patches, centres.expand(len(x), -1, -1)).argmin(dim=2)
+
+    return fit_mixture(samples(), nearest, len(centres), folds, processes)
+
+
+def _together(values: Tensor, fine_values: Tensor | None) -> Tensor:
+    """Return the map on the field's grid, shape ``(B, h, w)``, whose values make the image score."""
+    return values if fine_values is None else values + coarse(fine_values.unsqueeze(1)).squeeze(1)
+
+
+def upsampled(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring maps ``(B, h, w)`` to the size of the image, bilinearly: shape ``(B, 1, H, W)``."""
+    return functional.interpolate(values.unsqueeze(1), size=tuple(size), mode="bilinear", align_corners=False)

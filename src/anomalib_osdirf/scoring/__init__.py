@@ -1,0 +1,33 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is fitted on normal images after training: clusters, densities, units of held-out variation, image score."""
+
+from anomalib_osdirf.scoring.clusters import ImageClusters, patch_centres
+from anomalib_osdirf.scoring.cross_fitting import (
+    FOLDS,
+    CrossFitted,
+    Sample,
+    fit_mixture,
+    fit_positions,
+    standard,
+)
+from anomalib_osdirf.scoring.densities import PatchMixture, PositionGaussians, StandardGaussian, oas_shrinkage
+from anomalib_osdirf.scoring.normalisation import HeldOutUnits, ImageScore, PositionStatistics
+
+__all__ = [
+    "FOLDS",
+    "CrossFitted",
+    "HeldOutUnits",
+    "ImageClusters",
+    "ImageScore",
+    "PatchMixture",
+    "PositionGaussians",
+    "PositionStatistics",
+    "Sample",
+    "StandardGaussian",
+    "fit_mixture",
+    "fit_positions",
+    "oas_shrinkage",
+    "patch_centres",
+    "standard",
+]

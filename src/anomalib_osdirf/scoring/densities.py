@@ -1,0 +1,288 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Densities of features at every position of a grid: N(0, I), Gaussians per position, or a mixture shared by all."""
+
+from collections.abc import Sequence
+from math import gcd, log, pi
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomalib_osdirf.features.statistics import StreamingMoments
+
+# Keeps the factorisation alive where nothing varies (identical training images), far below real variances.
+_RELATIVE_VARIANCE_FLOOR = 1e-6
+_BLOCK_SIDE = 2
+
+
+def oas_shrinkage(covariance: Tensor, num_samples: int) -> Tensor:
+    """Shrinkage intensity of the oracle approximating estimator (Chen, Wiesel, Eldar and Hero 2010, equation 23).
+
+    Args:
+        covariance: Maximum-likelihood covariances, shape ``(..., D, D)``.
+        num_samples: Number of samples behind each.
+
+    Returns:
+        Intensity in [0, 1] towards ``trace(S) / D * I``, shape ``(...)``.
+    """
+    dim = covariance.shape[-1]
+    mean_square = covariance.square().mean(dim=(-2, -1))
+    mu_square = (covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)).square()
+    denominator = (num_samples + 1) * (mean_square - mu_square / dim)
+    intensity = (mean_square + mu_square) / denominator.clamp_min(torch.finfo(covariance.dtype).tiny)
+    return intensity.clamp(max=1.0)
+
+
+def shrunk_covariance(moments: StreamingMoments, floor: float) -> Tensor:
+    """Covariances shrunk towards a multiple of the identity by the oracle approximating estimator.
+
+    Args:
+        moments: Moments of each group of samples, ``mean`` of shape ``(..., D)``.
+        floor: Variance added to the diagonal.
+
+    Returns:
+        Shape ``(..., D, D)``, float64.
+    """
+    covariance = moments.covariance()
+    intensity = oas_shrinkage(covariance, moments.count)[..., None, None]
+    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return (1 - intensity) * covariance + (intensity * variance + floor) * identity
+
+
+def whiteners(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Factorise the precision of Gaussians.
+
+    Args:
+        covariance: Shape ``(..., D, D)``.
+
+    Returns:
+        The inverse W of the covariance's Cholesky factor, shape ``(..., D, D)``: the squared Mahalanobis distance of x
+        is ``|W (x - mean)|^2``. And the negative log density at the mean in nats, shape ``(...)``.
+    """
+    dim = covariance.shape[-1]
+    factor = torch.linalg.cholesky(covariance)
+    identity = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
+    whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return whitener, factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1) + 0.5 * dim * log(2 * pi)
+
+
+def variance_floor(groups: Sequence[StreamingMoments]) -> float:
+    """Return a variance that is negligible beside that of all samples together."""
+    count = sum(group.count for group in groups)
+    variance = sum(group.scatter.diagonal(dim1=-2, dim2=-1).mean() for group in groups) / max(1, count)
+    size = sum(group.count * group.mean.square().mean() for group in groups) / max(1, count)
+    return _RELATIVE_VARIANCE_FLOOR * (float(variance) or float(size) or 1.0)
+
+
+class FittedBuffers(nn.Module):
+    """A module whose buffers take the shapes that a fit or a checkpoint gives them."""
+
+    def set_buffers(self, **values: Tensor) -> None:
+        """Give buffers other values and shapes, on their device and in their precision."""
+        for name, value in values.items():
+            setattr(self, name, value.to(getattr(self, name)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
+        """Take the shapes of the state."""
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                self.set_buffers(**{name: buffer.new_zeros(saved.shape)})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class StandardGaussian(nn.Module):
+    """The standard normal N(0, I) (OSD-IRF's own density): half the squared length, up to a constant."""
+
+    def forward(self, x: Tensor, cluster: Tensor | None = None) -> Tensor:
+        """Negative log density in nats.
+
+        Args:
+            x: Shape ``(B, D, h, w)``.
+            cluster: Unused.
+
+        Returns:
+            Shape ``(B, h, w)``.
+        """
+        del cluster
+        return 0.5 * x.square().sum(dim=1) + 0.5 * x.shape[1] * log(2 * pi)
+
+
+class PositionGaussians(FittedBuffers):
+    """A Gaussian with full covariance for each position, and for each cluster of images.
+
+    With ``blocks``, the 2 x 2 positions of a block share a covariance, the mean of theirs: neighbours covary alike, and
+    reading covariances is what scoring one image on a fine grid costs.
+
+    Args:
+        blocks: Whether positions share covariances. Then there is one cluster only.
+    """
+
+    mean: Tensor
+    whitener: Tensor
+    constant: Tensor
+
+    def __init__(self, blocks: bool = False) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.register_buffer("mean", torch.zeros(0, 0, 0))  # (K, P, D)
+        self.register_buffer("whitener", torch.zeros(0, 0, 0, 0))  # (K, G, D, D)
+        self.register_buffer("constant", torch.zeros(0, 0))  # (K, G)
+
+    def fit_moments(self, clusters: Sequence[StreamingMoments]) -> "PositionGaussians":
+        """Fit.
+
+        Args:
+            clusters: Moments of the samples of each cluster at each position, ``mean`` of shape ``(P, D)``.
+
+        Returns:
+            This density.
+        """
+        floor = variance_floor(clusters)
+        shared = [self._shared(moments) for moments in clusters]
+        factors = [whiteners(shrunk_covariance(moments, floor)) for moments in shared]
+        self.set_buffers(
+            mean=torch.stack([moments.mean for moments in clusters]),
+            whitener=torch.stack([whitener for whitener, _ in factors]),
+            constant=torch.stack([constant for _, constant in factors]),
+        )
+        return self
+
+    def forward(self, x: Tensor, cluster: Tensor | None = None) -> Tensor:
+        """Negative log density in nats.
+
+        Args:
+            x: Shape ``(B, D, h, w)``.
+            cluster: The cluster of each image, shape ``(B,)``; needed where there are several.
+
+        Returns:
+            Shape ``(B, h, w)``.
+        """
+        if len(self.mean) == 1:
+            return self._of_cluster(x, 0)
+        assert cluster is not None
+        if torch.compiler.is_exporting():  # no loop over what is in a batch, so each image's covariances are gathered
+            return self._gathered(x, cluster)
+        nll = x.new_empty(len(x), *x.shape[-2:])
+        for index in cluster.unique().tolist():
+            own = cluster == index
+            nll[own] = self._of_cluster(x[own], index)
+        return nll
+
+    def _of_cluster(self, x: Tensor, cluster: int) -> Tensor:
+        """Score images of one cluster; all is computed before it is reordered, or OpenVINO forgets its precision."""
+        size = x.shape[-2:]
+        vectors = x.flatten(2).permute(2, 0, 1) - self.mean[cluster].unsqueeze(1)  # (P, B, D)
+        if not self.blocks:
+            whitened = torch.bmm(vectors.contiguous(), self.whitener[cluster].transpose(1, 2))
+            nll = 0.5 * whitened.square().sum(dim=2) + self.constant[cluster][:, None]
+            return nll.T.unflatten(1, size)
+        rows = to_blocks(vectors, size)  # (G, n, B, D)
+        whitened = torch.bmm(rows.flatten(1, 2), self.whitener[cluster].transpose(1, 2))
+        nll = 0.5 * whitened.square().sum(dim=2) + self.constant[cluster][:, None]
+        return from_blocks(nll.unflatten(1, (rows.shape[1], -1)), size).T.unflatten(1, size)
+
+    def _gathered(self, x: Tensor, cluster: Tensor) -> Tensor:
+        vectors = x.flatten(2).transpose(1, 2)  # (B, P, D)
+        positions = vectors.shape[1]
+        # By position, which OpenVINO does in parallel: all of an image's in one piece take it three times as long.
+        rows = (positions * cluster.unsqueeze(1) + torch.arange(positions, device=cluster.device)).flatten()
+        centred = vectors.flatten(0, 1) - self.mean.flatten(0, 1).index_select(0, rows)
+        whitener = self.whitener.transpose(2, 3).flatten(0, 1).index_select(0, rows)
+        whitened = torch.bmm(centred.unsqueeze(1), whitener)
+        distance = whitened.square().sum(dim=2).unflatten(0, (-1, positions)).squeeze(2)
+        nll = 0.5 * distance + self.constant[cluster]
+        return nll.unflatten(1, x.shape[-2:])
+
+    def _shared(self, moments: StreamingMoments) -> StreamingMoments:
+        """Return moments with each position's mean, and the mean scatter of each block."""
+        if not self.blocks:
+            return moments
+        side = round(len(moments.mean) ** 0.5)
+        shared = StreamingMoments()
+        shared.count, shared.mean = moments.count, moments.mean
+        shared.scatter = to_blocks(moments.scatter, (side, side)).mean(dim=1)
+        return shared
+
+
+def to_blocks(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring what each of P = h w positions has, shape ``(P, ...)``, into G blocks of n: shape ``(G, n, ...)``."""
+    height, width = size
+    rows, columns = gcd(height, _BLOCK_SIDE), gcd(width, _BLOCK_SIDE)
+    split = values.unflatten(0, (height // rows, rows, width // columns, columns)).transpose(1, 2)
+    return split.flatten(2, 3).flatten(0, 1)
+
+
+def from_blocks(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Undo :func:`to_blocks`."""
+    height, width = size
+    rows, columns = gcd(height, _BLOCK_SIDE), gcd(width, _BLOCK_SIDE)
+    split = values.unflatten(1, (rows, columns)).unflatten(0, (height // rows, width // columns)).transpose(1, 2)
+    return split.flatten(0, 3)
+
+
+class PatchMixture(FittedBuffers):
+    """A mixture of Gaussians with full covariances that all positions share: where a part lies does not matter.
+
+    A position's negative log density is that of its likeliest component, with the component's weight; the full sum of
+    the components changes little and costs exponentials in the exported graph.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    constant: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(0, 0))  # (K D, D), whiteners W_k on top of each other
+        self.register_buffer("bias", torch.zeros(0, 1))  # (K D, 1), -W_k mean_k
+        self.register_buffer("constant", torch.zeros(0, 1))  # (K, 1)
+
+    def fit_moments(self, components: Sequence[StreamingMoments]) -> "PatchMixture":
+        """Fit.
+
+        Args:
+            components: Moments of the samples of each component, ``mean`` of shape ``(D,)``. One without samples gets
+                no weight.
+
+        Returns:
+            This density.
+        """
+        floor = variance_floor(components)
+        total = sum(moments.count for moments in components)
+        weights, biases, constants = [], [], []
+        for moments in components:
+            if moments.count:
+                whitener, constant = whiteners(shrunk_covariance(moments, floor))
+                weights.append(whitener)
+                biases.append(-whitener @ moments.mean)
+                constants.append(constant - log(moments.count / total))
+            else:
+                weights.append(torch.zeros_like(moments.scatter))
+                biases.append(torch.zeros_like(moments.mean))
+                constants.append(moments.mean.new_tensor(torch.inf))
+        self.set_buffers(
+            weight=torch.cat(weights), bias=torch.cat(biases)[:, None], constant=torch.stack(constants)[:, None]
+        )
+        return self
+
+    def forward(self, x: Tensor, cluster: Tensor | None = None) -> Tensor:
+        """Negative log density in nats.
+
+        Args:
+            x: Shape ``(B, D, h, w)``.
+            cluster: Unused: components are those of all images.
+
+        Returns:
+            Shape ``(B, h, w)``.
+        """
+        del cluster
+        return self.components(x).amin(dim=1).unflatten(1, x.shape[-2:])
+
+    def components(self, x: Tensor) -> Tensor:
+        """Negative log density under each component, its weight included, shape ``(B, K, h w)``, nats."""
+        whitened = self.weight @ x.flatten(2) + self.bias
+        distance = whitened.unflatten(1, (len(self.constant), -1)).square().sum(dim=2)
+        return 0.5 * distance + self.constant

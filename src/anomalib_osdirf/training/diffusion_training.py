@@ -1,0 +1,671 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the training of every diffusion model of this package has in common: duration, end, checkpoints, resuming."""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from anomalib import LearningType
+from anomalib.metrics import Evaluator
+from anomalib.post_processing import PostProcessor
+from anomalib.utils.serialization import anomalib_safe_globals
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.optim import Optimizer
+
+import anomalib_osdirf
+from anomalib_osdirf.data.broken_files import datasets_in, leave_out_broken, report
+from anomalib_osdirf.data.reading import read_carefully
+from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
+from anomalib_osdirf.processes import Processes
+from anomalib_osdirf.progress import images_in, of_processes, phase
+from anomalib_osdirf.training.checkpoint_files import (
+    RESUME_NAME,
+    plain_data_only,
+    remove_partial_files,
+    use_checkpoint_files,
+)
+from anomalib_osdirf.training.distributed import (
+    check_predicted_images,
+    images_of_splits,
+    refuse_sharding,
+    share_results_folder,
+)
+from anomalib_osdirf.training.resumable import ResumableLoader, SharedDataModule, reason_not_to_reorder
+from anomalib_osdirf.training.training_progress import TrainingProgress
+
+logger = logging.getLogger(__name__)
+
+# Lightning's own default, which `--trainer` passes on when the user says nothing.
+_LIGHTNING_MAX_EPOCHS = 1000
+_NEVER = 2**31 - 1
+_IDLE_SECONDS = 60.0  # after which nobody writes to a file any more
+_STATUS_AFTER_SIGTERM = 143  # as a shell reports it
+MODEL_KEY = "osdirf_model"
+_STRUCTURE_KEY = "osdirf_structure"
+_POST_PROCESSOR_KEY = "anomalib_post_processor_config"
+_POST_PROCESSOR = "post_processor."
+# What a datamodule reads images for.
+_SUBSETS = {
+    TrainerFn.FITTING: ("train_data", "val_data"),
+    TrainerFn.VALIDATING: ("val_data",),
+    TrainerFn.TESTING: ("test_data",),
+    TrainerFn.PREDICTING: ("test_data",),
+}
+
+
+class ResumeCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint to resume from while training runs, and removes it once the final one is written."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Save every n steps, except at the very end, from where Lightning would not finish the training."""
+        loop = trainer.fit_loop
+        last_epoch = loop.max_epochs not in {None, -1} and trainer.current_epoch + 1 >= loop.max_epochs
+        if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
+            return
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell how to go on after a signal, and let nobody take the end for a success, as Lightning would."""
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, SIGTERMException):
+            exception.code = _STATUS_AFTER_SIGTERM
+        if isinstance(exception, SIGTERMException | KeyboardInterrupt) and self.best_model_path:
+            logger.warning("Interrupted; --ckpt_path %s goes on from there.", self.best_model_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: with a state in the checkpoint, Lightning asks for this callback wherever it is loaded."""
+        return {}
+
+    def remove(self, trainer: Trainer) -> None:
+        """Delete the checkpoint."""
+        if self.best_model_path:
+            trainer.strategy.remove_checkpoint(self.best_model_path)
+            self.best_model_path = ""
+
+
+class DiffusionTraining(LightningModule):
+    """Duration, seed, final validation, checkpoints and resuming.
+
+    A model is a direct subclass of a subclass of this and of ``AnomalibModule``. Its constructor's arguments are all
+    plain values, kept in ``self.hparams``.
+    """
+
+    network_class: ClassVar[type[torch.nn.Module]]  # what build_model builds
+    network_parts: ClassVar[tuple[type[torch.nn.Module], ...]] = ()  # which it hands arguments on to
+    structure: ClassVar[int] = 1  # raised when checkpoints of before no longer load
+    default_epochs: ClassVar[int] = -1  # where neither max_steps nor max_epochs is given
+    default_steps: ClassVar[int] = -1  # likewise; whichever ends first
+    model: Any
+    pre_processor: Any
+    post_processor: Any
+    trainer: Any
+    make_pre_processor_exact: Callable[[], None]
+
+    # Arguments that may differ between a checkpoint and the model that loads it: they steer training, not the network.
+    training_arguments: ClassVar[frozenset[str]] = frozenset(
+        {
+            "learning_rate",
+            "gradient_clip_norm",
+            "seed",
+            "max_steps",
+            "max_epochs",
+            "check_val_every_n_epoch",
+            "checkpoint_every_n_steps",
+            "false_alarm_rate",  # thresholds are set anew where it differs
+            "skip_broken_images",
+        }
+    )
+    positive_arguments: ClassVar[tuple[str, ...]] = (
+        "learning_rate",
+        "max_steps",
+        "max_epochs",
+        "check_val_every_n_epoch",
+    )
+    non_negative_arguments: ClassVar[tuple[str, ...]] = ("gradient_clip_norm", "checkpoint_every_n_steps")
+
+    _restored = False
+    _fitted_here = False
+    _seed = 0
+    _fitted_step = -1
+    _loader: ResumableLoader | None = None
+    _thresholds_missing = False  # in a checkpoint that was trained with another false_alarm_rate or none
+
+    def check_training_arguments(self) -> None:
+        """Refuse impossible training arguments.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        for name in self.positive_arguments:
+            value = self.hparams[name]
+            if value is not None and not value > 0:
+                msg = f"{name}={value!r} is not positive; use a number above 0."
+                raise ValueError(msg)
+        for name in self.non_negative_arguments:
+            if not self.hparams[name] >= 0:
+                msg = f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number."
+                raise ValueError(msg)
+        rate, own = self.hparams["false_alarm_rate"], self.post_processor
+        if rate is not None and own is not None and getattr(own, "false_alarm_rate", None) != rate:
+            msg = f"false_alarm_rate={rate!r} and a {type(own).__name__} can't be had together; leave one of them out."
+            raise ValueError(msg)
+
+    def build_model(self, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Build the torch module from those of the constructor's arguments that it takes."""
+        owners = (*self.network_class.__mro__, *self.network_parts)
+        constructors = (vars(owner)["__init__"] for owner in owners if "__init__" in vars(owner))
+        names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+        with torch.random.fork_rng(devices=[], enabled=arguments["seed"] is not None):
+            if arguments["seed"] is not None:
+                torch.manual_seed(arguments["seed"])
+            return self.network_class(**{name: value for name, value in arguments.items() if name in names})
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: training images are normal."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Metrics that are computed by default."""
+        return default_evaluator()
+
+    def configure_post_processor(self) -> PostProcessor | None:
+        """Post-processor that is used by default: anomalib's, or ours where there is a false-alarm rate."""
+        rate = self.hparams["false_alarm_rate"]
+        if rate is not None:
+            return FalseAlarmPostProcessor(rate)
+        default: PostProcessor | None = super().configure_post_processor()  # type: ignore[misc] # AnomalibModule's
+        return default
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Trainer arguments of this model; the length of the training is set by :meth:`_set_duration`."""
+        every = self.hparams["check_val_every_n_epoch"]
+        return {"num_sanity_val_steps": 0, "check_val_every_n_epoch": every or _NEVER}
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Add progress and the checkpoint to resume from to anomalib's components."""
+        callbacks: list[Callback] = list(super().configure_callbacks())  # type: ignore[arg-type]
+        callbacks.append(TrainingProgress())
+        final = self.trainer.checkpoint_callback
+        every = self.hparams["checkpoint_every_n_steps"]
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and every and isinstance(final, ModelCheckpoint):
+            resume = ResumeCheckpoint(
+                dirpath=final.dirpath, filename=RESUME_NAME, every_n_train_steps=every, enable_version_counter=False
+            )
+            callbacks.append(resume)
+        return callbacks
+
+    # ------------------------------------------------------------------ data
+
+    @property
+    def processes(self) -> Processes:
+        """The trainer's processes."""
+        return Processes.of(self.trainer)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DDP leaves alone: fitted alike in all processes, buffers need not be sent before each step."""
+        return [name for name, _ in self.named_buffers()]
+
+    def setup(self, stage: str) -> None:
+        """Read and write carefully, share data and results folder out among processes, and fix a training's seed.
+
+        Raises:
+            ValueError: If the processes have different images, something can't be done in several, or no image can be
+                read.
+        """
+        super().setup(stage)
+        refuse_sharding(self.trainer)
+        read_carefully()
+        use_checkpoint_files(self.trainer.strategy)
+        self._leave_out_broken_files(TrainerFn(stage))
+        if self.processes.count > 1:
+            self._setup_processes()
+        if stage == "fit":
+            for folder in Path(self.trainer.default_root_dir).parent.glob("v*/weights/lightning"):
+                remove_partial_files(folder, _IDLE_SECONDS)
+            self._loader = None
+            seed = self.hparams["seed"]
+            self._seed = (self.trainer.strategy.broadcast(torch.initial_seed()) if seed is None else seed) % 2**31
+
+    def _setup_processes(self) -> None:
+        if self.processes.rank:
+            logging.getLogger(anomalib_osdirf.__name__).setLevel(logging.WARNING)
+        share_results_folder(self.trainer)
+        if self.trainer.state.fn == TrainerFn.PREDICTING:
+            check_predicted_images(self.trainer)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        paths = images_of_splits(datamodule)
+        if not self.trainer.strategy.reduce_boolean_decision(paths == self.trainer.strategy.broadcast(paths)):
+            msg = (
+                f"The datamodule splits images by chance, each of the {self.processes.count} processes differently; "
+                "give it a seed, as in --data.seed 0."
+            )
+            raise ValueError(msg)
+        self.trainer.datamodule = SharedDataModule(datamodule, self.processes)
+
+    def orderable_dataloader(self) -> Any:  # noqa: ANN401 - a DataLoader with a batch size, or None
+        """Return the datamodule's training dataloader, if its images can be put in an order of our own.
+
+        Raises:
+            ValueError: If they can't but must, because there are several processes.
+        """
+        datamodule, count = getattr(self.trainer, "datamodule", None), self.processes.count
+        if datamodule is None:
+            reason: str | None = "the training data came as a dataloader, not as a datamodule"
+        else:
+            dataloader = datamodule.train_dataloader()
+            reason = reason_not_to_reorder(dataloader)
+        if reason is None:
+            images = len(dataloader.dataset)
+            if images < count:
+                msg = f"{count} processes can't share {images} training images; use --trainer.devices {images} at most."
+                raise ValueError(msg)
+            return dataloader
+        if count > 1:
+            msg = f"{count} processes can't share the training images, because {reason}; use --trainer.devices 1."
+            raise ValueError(msg)
+        logger.info("A resumed training will see the images in another order: %s.", reason)
+        return None
+
+    def _leave_out_broken_files(self, stage: TrainerFn) -> None:
+        """Go on without broken files: always in a prediction, elsewhere if the user says so."""
+        predicting = stage == TrainerFn.PREDICTING
+        if not predicting and not self.hparams["skip_broken_images"]:
+            return
+        trainer = self.trainer
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if datamodule is not None:
+            datasets = [getattr(datamodule, name, None) for name in _SUBSETS[stage]]
+        elif predicting:
+            # Lightning gives no other way to dataloaders before it goes through them.
+            datasets = list(datasets_in(trainer.predict_loop._data_source.instance))  # noqa: SLF001
+        else:
+            msg = "skip_broken_images=true needs a datamodule, and there are dataloaders; pass a datamodule."
+            raise ValueError(msg)
+        found = leave_out_broken(datasets, trainer.progress_bar_callback is not None and trainer.is_global_zero)
+        if trainer.is_global_zero:
+            report(found, Path(trainer.default_root_dir) / f"broken_images_{stage.value}.csv")
+        if found and not predicting and not all(len(dataset) for dataset in datasets if dataset is not None):
+            msg = f"skip_broken_images=true leaves no image to {stage.value}: {next(iter(found.values()))}."
+            raise ValueError(msg)
+
+    def replace_dataloader(self, loader: ResumableLoader) -> None:
+        """Train on the batches of a loader in the place of the datamodule's."""
+        self._loader = loader
+        datamodule = self.trainer.datamodule
+        if isinstance(datamodule, SharedDataModule):
+            datamodule = datamodule.datamodule
+        self.trainer.datamodule = SharedDataModule(datamodule, self.processes, loader)
+
+    def trained_batches(self) -> int:
+        """Return the number of batches that were trained on so far."""
+        return int(self.trainer.fit_loop.total_batch_idx) + 1
+
+    def images_in_step(self, own: int) -> int:
+        """Return the number of images, of all processes, that this training step is made on.
+
+        Args:
+            own: Number of this process's.
+        """
+        return own if self._loader is None else self._loader.images_at(self.trainer.fit_loop.total_batch_idx)
+
+    def shown(self, name: str, batches: Iterable[Any], images: int | None) -> Iterator[Any]:
+        """Yield batches under a progress bar, which the first process shows for its own share.
+
+        Args:
+            name: What is going on.
+            batches: Batches of images or features.
+            images: Number of images in them.
+        """
+        visible = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        for batch in phase(of_processes(name, self.processes.count), batches, images, visible, images_in):
+            self.stop_if_told()
+            yield batch
+
+    def teardown(self, stage: str) -> None:
+        """Give the trainer the user's datamodule back."""
+        super().teardown(stage)
+        if stage == "fit":
+            self._loader = None
+        if isinstance(self.trainer.datamodule, SharedDataModule):
+            self.trainer.datamodule = self.trainer.datamodule.datamodule
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self) -> None:
+        """Settle how long to train."""
+        super().on_fit_start()
+        self._set_duration()
+        self._fitted_here = False
+        self._fitted_step = -1
+
+    def step_seed(self) -> int:
+        """Return a seed for what is random in this training step, the same in a resumed training."""
+        return self._seed * 2**32 + int(self.trainer.fit_loop.total_batch_idx)
+
+    def check_loss(self, loss: Tensor) -> None:
+        """Stop a training that diverges.
+
+        Args:
+            loss: Mean over all processes, so that all stop.
+
+        Raises:
+            RuntimeError: If the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise RuntimeError(self._divergence_message(loss.item()))
+
+    def stop_if_told(self) -> None:
+        """Stop where a SIGTERM came, which Lightning only notes, to look for it after each training step.
+
+        Raises:
+            SIGTERMException: If there was one.
+        """
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
+
+    def _set_duration(self) -> None:
+        """Train for the model's max_steps or max_epochs unless the user's trainer arguments say otherwise."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        if trainer.max_steps != -1 or trainer.max_epochs != _LIGHTNING_MAX_EPOCHS:
+            return
+        epochs, steps = self.hparams["max_epochs"], self.hparams["max_steps"]
+        if epochs is not None:
+            loop.max_epochs = epochs
+        elif steps is not None:
+            loop.max_epochs, loop.epoch_loop.max_steps = -1, steps
+        else:
+            loop.max_epochs, loop.epoch_loop.max_steps = self.default_epochs, self.default_steps
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the trainer's value if the user gave one, else by ``gradient_clip_norm``."""
+        if gradient_clip_val is None:
+            gradient_clip_val, gradient_clip_algorithm = self.hparams["gradient_clip_norm"], "norm"
+        if gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _divergence_message(self, loss: float) -> str:
+        callbacks = [callback for callback in self.trainer.callbacks if isinstance(callback, ResumeCheckpoint)]
+        saved = next((callback.best_model_path for callback in callbacks if callback.best_model_path), None)
+        kept = f"the last good checkpoint is kept in {saved}" if saved else "no checkpoint had been saved yet"
+        return (
+            f"Training stopped at step {self.trainer.global_step} because the loss became {loss}; {kept}; "
+            f"lower learning_rate (now {self.hparams['learning_rate']:g})."
+        )
+
+    # ------------------------------------------------------------------ validation, checkpoint
+
+    def fit_scoring(self) -> None:
+        """Fit what scores need besides trained weights, on training images."""
+
+    def _fit_scoring(self) -> None:
+        if self._fitted_step != self.trainer.global_step:
+            self.fit_scoring()
+            self._fitted_step = self.trainer.global_step
+            self._fitted_here = True
+
+    def on_validation_start(self) -> None:
+        """Fit before any validation of a training: thresholds come from its scores."""
+        super().on_validation_start()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._fit_scoring()
+
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Score a batch.
+
+        Raises:
+            RuntimeError: If a score is not a number.
+        """
+        del args, kwargs
+        batch.update(**self.model(batch.image)._asdict())
+        finite = batch.pred_score.isfinite() & batch.anomaly_map.flatten(1).isfinite().all(1)
+        if not finite.all():
+            index = int(finite.int().argmin())
+            image = batch.image_path[index] if batch.image_path else f"image {index} of the batch"
+            msg = (
+                f"The score of {image} is no number, because the model's weights are damaged or overflow in half "
+                "precision; use --trainer.precision 32, another checkpoint, or train anew."
+            )
+            raise RuntimeError(msg)
+        return batch
+
+    test_step = validation_step
+    predict_step = validation_step
+
+    def check_fitted(self) -> None:
+        """Raise an error if the model can't score yet."""
+        self.model.check_fitted()
+
+    def on_train_end(self) -> None:
+        """Fit, validate once and save, wherever in an epoch the training ended."""
+        super().on_train_end()
+        self.finish()
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether something is left to fit where Lightning had nothing to train."""
+        return self._thresholds_missing
+
+    def on_fit_end(self) -> None:
+        """Fit what is missing where Lightning had nothing to train, as in a checkpoint of a finished training."""
+        super().on_fit_end()
+        if self.is_unfinished:
+            self.to(self.trainer.strategy.root_device)  # Lightning has put the model away
+            self.finish()
+
+    def finish(self) -> None:
+        """Fit what scores need, validate and save, also where the validation fails: a training is not lost for it."""
+        validated = self._fitted_step == self.trainer.global_step
+        self._fit_scoring()
+        try:
+            if not validated:
+                self._validate()
+            self._thresholds_missing = False
+        finally:
+            self._save()
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        for callback in callbacks:
+            if not isinstance(callback, ResumeCheckpoint):
+                self._save_final(callback)
+        # Last, so that there is a checkpoint at any moment.
+        for callback in callbacks:
+            if isinstance(callback, ResumeCheckpoint):
+                callback.remove(trainer)
+
+    def _validate(self) -> None:
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False  # or, with a checkpoint's progress, it would leave batches out
+        self.trainer.validating = True
+        try:
+            loop.run()
+        finally:
+            self.trainer.training = True
+
+    def _save_final(self, callback: ModelCheckpoint) -> None:
+        """Save the finished model where a checkpoint callback keeps its latest.
+
+        It saves by itself after a validation only, which there is not without validation data.
+        """
+        if callback.monitor is None and not self.trainer.fast_dev_run:
+            path = callback.format_checkpoint_name({})
+            if Path(callback.best_model_path).parent != Path(path).parent:
+                # None yet, or the one that this training resumed from, which is not to be overwritten.
+                callback.best_model_path = path
+            self.trainer.save_checkpoint(callback.best_model_path)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of batches and noise, so that a resumed training goes on as it would have."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[MODEL_KEY] = type(self).__name__
+        checkpoint[_STRUCTURE_KEY] = self.structure
+        checkpoint["osdirf_seed"] = self._seed
+        checkpoint["osdirf_fitted"] = self._fitted_step == self.trainer.global_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the checkpoint's arguments where this model's were left at their defaults.
+
+        Raises:
+            ValueError: If an argument was set to something else than the checkpoint's.
+        """
+        trainer: Any = self._trainer
+        fn = trainer.state.fn if trainer is not None else None
+        other_thresholds = self._has_other_thresholds(checkpoint)
+        if fn == TrainerFn.TESTING and self._fitted_here and (other_thresholds or not self.can_score(checkpoint)):
+            # `anomalib train --ckpt_path` resumes from a checkpoint and then tests that same, unfinished one.
+            logger.info("Testing the model that was just trained, not the checkpoint that its training resumed from.")
+            checkpoint["state_dict"] = self.state_dict()
+            checkpoint["callbacks"] = {}  # thresholds and the finished model's path are theirs
+            return
+        skipped = self.hparams["skip_broken_images"]
+        self.check_checkpoint(checkpoint)
+        self._adopt_arguments(checkpoint.get("hyper_parameters", {}))
+        if other_thresholds:
+            self._set_thresholds_anew(checkpoint, fn)
+        else:
+            self._adopt_post_processor(checkpoint)
+        super().on_load_checkpoint(checkpoint)
+        self.make_pre_processor_exact()
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is not None and fn is not None:
+            # Its data sets resize as the pre-processor did before the checkpoint's came in: have them look again.
+            datamodule.setup(fn)
+            if fn in {TrainerFn.VALIDATING, TrainerFn.TESTING} and not skipped:
+                self._leave_out_broken_files(fn)
+        if fn == TrainerFn.FITTING and trainer.ckpt_path and trainer.is_global_zero:
+            remove_partial_files(Path(trainer.ckpt_path).parent)
+        self._restored = True
+        self._seed = checkpoint.get("osdirf_seed", self._seed)
+        if self._loader is not None:
+            self._loader.seed = self._seed
+
+    def _has_other_thresholds(self, checkpoint: dict[str, Any]) -> bool:
+        """Tell whether thresholds by a false-alarm rate are wanted that a checkpoint does not have."""
+        saved, own = checkpoint.get(_POST_PROCESSOR_KEY) or {}, self.post_processor
+        names = ("false_alarm_rate", "extrapolate", "images")
+        wanted = isinstance(own, FalseAlarmPostProcessor)
+        return wanted and any(saved.get(name) != getattr(own, name) for name in names)
+
+    def _set_thresholds_anew(self, checkpoint: dict[str, Any], fn: TrainerFn | None) -> None:
+        """Take a checkpoint without its thresholds, for a training that sets others.
+
+        Raises:
+            ValueError: If nothing is trained.
+        """
+        own = self.post_processor
+        if fn != TrainerFn.FITTING:
+            saved = (checkpoint.get(_POST_PROCESSOR_KEY) or {}).get("false_alarm_rate")
+            has = "other thresholds" if saved is None else f"false_alarm_rate={saved:g} or other options of it"
+            name = type(self).__name__
+            msg = (
+                f"false_alarm_rate={own.false_alarm_rate:g} disagrees with the checkpoint, which has {has}; leave it "
+                f"out to use the checkpoint's, or set thresholds anew, without training again, by `anomalib train "
+                f"--model {name} --ckpt_path` with the training's data."
+            )
+            raise ValueError(msg)
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith(_POST_PROCESSOR)]:
+            del state[name]
+        state.update({f"{_POST_PROCESSOR}{name}": value for name, value in own.state_dict().items()})
+        checkpoint.pop(_POST_PROCESSOR_KEY, None)
+        checkpoint.get("callbacks", {}).pop(own.state_key, None)
+        self._thresholds_missing = True
+
+    def _adopt_post_processor(self, checkpoint: dict[str, Any]) -> None:
+        """Have a post-processor of ours where the checkpoint does; anomalib restores no other than is there."""
+        saved = checkpoint.get(_POST_PROCESSOR_KEY) or {}
+        replaced = self.post_processor
+        if replaced is None or "false_alarm_rate" not in saved or isinstance(replaced, FalseAlarmPostProcessor):
+            return
+        self.post_processor = FalseAlarmPostProcessor(saved["false_alarm_rate"])
+        if self._trainer is not None:
+            callbacks = self.trainer.callbacks
+            callbacks[:] = [self.post_processor if callback is replaced else callback for callback in callbacks]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load a checkpoint, see Lightning; as plain data, unless ``weights_only=False`` is asked for.
+
+        Raises:
+            CheckpointError: If it can't be read, or is more than plain data.
+            ValueError: If it is of another model or of an old version.
+        """
+        safe = anomalib_safe_globals(extra=cls.checkpoint_safe_globals())  # type: ignore[attr-defined] # AnomalibModule's
+        with safe, plain_data_only(checkpoint_path):
+            saved = torch.load(checkpoint_path, map_location="cpu", weights_only=kwargs.get("weights_only", True))
+        cls.check_checkpoint(saved)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    @classmethod
+    def check_checkpoint(cls, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that this model can't load.
+
+        Raises:
+            ValueError: If it is of another model, or of a version of this one that had another structure.
+        """
+        name, own = checkpoint.get(MODEL_KEY, cls.__name__), cls.__name__
+        if name != own:
+            msg = f"ckpt_path holds a trained {name}, which can't be loaded as {own}; use --model {name}."
+            raise ValueError(msg)
+        saved = checkpoint.get(_STRUCTURE_KEY, 1) if MODEL_KEY in checkpoint else cls.structure
+        if saved != cls.structure:
+            msg = (
+                f"ckpt_path holds an {own} of an earlier version of anomalib-osdirf, whose structure was another; "
+                "train it anew, or use the version that wrote it."
+            )
+            raise ValueError(msg)
+
+    def can_score(self, checkpoint: dict[str, Any]) -> bool:
+        """Tell whether a checkpoint was saved at the end of a training, or at a validation during it."""
+        return bool(checkpoint.get("osdirf_fitted", False))
+
+    def _adopt_arguments(self, saved: dict[str, Any]) -> None:
+        parameters = inspect.signature(type(self).__init__).parameters
+        adopted = {}
+        for name, value in saved.items():
+            own = self.hparams.get(name)
+            if name not in parameters or name not in self.hparams or _plain(own) == _plain(value):
+                continue
+            if _plain(own) == _plain(parameters[name].default):
+                adopted[name] = value
+            elif name not in self.training_arguments:
+                msg = (
+                    f"{name}={own!r} disagrees with the checkpoint, which has {name}={value!r}; leave {name} out to "
+                    f"use the checkpoint's, or train anew with {name}={own!r}."
+                )
+                raise ValueError(msg)
+        if adopted:
+            listed = ", ".join(f"{name}={value!r}" for name, value in adopted.items())
+            logger.info("Taken from the checkpoint: %s.", listed)
+            self.hparams.update(adopted)
+        if set(adopted) - self.training_arguments:
+            self.model = self.build_model(dict(self.hparams))
+
+
+def _plain(value: object) -> object:
+    """Return a tuple as the list that a configuration file has in its place."""
+    return list(value) if isinstance(value, tuple) else value

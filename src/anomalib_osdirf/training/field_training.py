@@ -1,0 +1,563 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training of a denoiser on frozen features, and the fit of what scores its field."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from math import ceil, cos, isnan, pi
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import torch
+from anomalib.data import InferenceBatch
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from anomalib_osdirf.denoisers import checkpoint_gradients
+from anomalib_osdirf.export.exact_export import image_size_of
+from anomalib_osdirf.features import StreamingMoments, coarse, tiles
+from anomalib_osdirf.models.field_model import FieldModel
+from anomalib_osdirf.models.field_network import FieldNetwork
+from anomalib_osdirf.models.scorer import Painted, significant_gain
+from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
+from anomalib_osdirf.progress import images_of
+from anomalib_osdirf.scoring.painting import covered_positions, paint
+from anomalib_osdirf.training.diffusion_training import DiffusionTraining
+from anomalib_osdirf.training.feature_cache import (
+    CachedFeatureLoader,
+    FeatureBatch,
+    FeatureCache,
+    reason_not_to_cache,
+)
+from anomalib_osdirf.training.held_out import SHARE, held_out
+from anomalib_osdirf.training.resumable import ResumableImageLoader, SharedDataModule, ahead, ordered
+
+logger = logging.getLogger(__name__)
+
+_SCORING_BATCH = 64
+_TILER_KEY = "osdirf_tiler"
+_MOST_PAINTED = 128  # images that anomalies are painted on
+_MOST_JUDGED = 64  # held-out images that the denoiser is judged by
+_JUDGED_EVERY = 50  # steps
+
+
+class PaintedFeatures(NamedTuple):
+    """Features of images with painted anomalies: fine features, positions covered, number of each image."""
+
+    features: Tensor
+    covered: Tensor
+    numbers: Tensor
+
+
+class FieldTraining(DiffusionTraining):
+    """Feature pass, training on cached features, and the fit of the scorer.
+
+    A fifth of the images takes no part in the training of the denoiser: by them it is judged, and the average of the
+    step at which it explains most of their noise gives the field.
+    """
+
+    structure = 2
+    network_parts = (FieldNetwork,)
+    needs_denoiser = False  # whether an untrained denoiser gives no field worth scoring
+
+    training_arguments = DiffusionTraining.training_arguments | {
+        "pre_trained",
+        "backbone_weights",
+        "initial_learning_rate",
+        "final_learning_rate",
+        "weight_decay",
+        "warmup_steps",
+        "warmup_epochs",
+        "feature_cache",
+        "cache_memory_gb",
+        "gradient_checkpointing",
+    }
+    positive_arguments = (*DiffusionTraining.positive_arguments, "warmup_epochs")
+    non_negative_arguments = (
+        *DiffusionTraining.non_negative_arguments,
+        "initial_learning_rate",
+        "final_learning_rate",
+        "weight_decay",
+        "warmup_steps",
+        "cache_memory_gb",
+    )
+
+    model: FieldModel
+    _cached_loader: CachedFeatureLoader | None = None
+    _image_loader: DataLoader | None = None
+    _judges: Tensor | None = None  # coarse features of held-out images
+    _painted: PaintedFeatures | None = None
+    _image_size: tuple[int, int] = (1, 1)
+    _judged_step = -1
+    _last_share: float | None = None
+    _pieces_per_image = 1  # tiles, or 1
+
+    # ------------------------------------------------------------------ data
+
+    def setup(self, stage: str) -> None:
+        """Put the feature cache in the place of the training dataloader, where the data allow it."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        self._cached_loader = self._image_loader = None
+        if self.processes.count > 1 and not self._has_denoiser:
+            msg = (
+                f"denoiser=none trains nothing that {self.processes.count} processes could share; "
+                "use --trainer.devices 1."
+            )
+            raise ValueError(msg)
+        dataloader = self.orderable_dataloader()
+        if dataloader is None:
+            self._tiles_per_image("their order can't be changed")
+            logger.info("Features are not cached but computed anew in every epoch.")
+            return
+        self._image_loader = self._in_order(dataloader)
+        reason = reason_not_to_cache(dataloader) if self.hparams["feature_cache"] else "feature_cache=false"
+        self._pieces_per_image = self._tiles_per_image(reason)
+        if reason:
+            logger.info("Features are not cached but computed anew in every epoch: %s.", reason)
+            self.replace_dataloader(
+                ResumableImageLoader(dataloader, self._seed, self.trained_batches, self.processes, hold_out=True)
+            )
+            return
+        self._cached_loader = CachedFeatureLoader(
+            self._pieces_per_image * len(dataloader.dataset),
+            dataloader.batch_size,
+            self._seed,
+            self.trained_batches,
+            self.processes,
+            self._pieces_per_image,
+            hold_out=True,
+        )
+        self.replace_dataloader(self._cached_loader)
+
+    def _in_order(self, dataloader: Any) -> DataLoader:  # noqa: ANN401
+        """Return a dataloader of this process's images in their order, large ones one by one."""
+        return ordered(dataloader, self.processes, None if self.model.tiler is None else 1)
+
+    def _tiles_per_image(self, not_cached: str | None) -> int:
+        """Count the tiles of a training image, 1 where it is not cut.
+
+        Args:
+            not_cached: Why features can't be computed once and for all, if they can't.
+
+        Raises:
+            ValueError: If there can be no training on tiles.
+        """
+        if self.model.tiler is None:
+            return 1
+        size, count = image_size_of(self.pre_processor), self.processes.count
+        reason = None
+        if not_cached:
+            reason = f"without the feature cache ({not_cached})"
+        elif count > 1:
+            reason = f"in {count} processes; use --trainer.devices 1"
+        elif size is None:
+            reason = "of images of unknown size; give the pre-processor a Resize to a height and a width"
+        if reason:
+            msg = f"TilerConfigurationCallback can't train on tiles {reason}."
+            raise ValueError(msg)
+        assert size is not None
+        return tiles.number_of_tiles(self.model.tiler, *size)
+
+    def _images(self) -> Any:  # noqa: ANN401
+        """Return a dataloader of this process's training images."""
+        if self._image_loader is not None:
+            return self._image_loader
+        self.trainer.fit_loop.setup_data()
+        return self.trainer.train_dataloader
+
+    def _batches(self, name: str, cached: bool = True) -> Iterator[Any]:
+        """Yield this process's training images once: cached features, or pre-processed images under a progress bar."""
+        if cached and self._cached_loader is not None and self._cached_loader.cache is not None:
+            size = self._pieces_per_image * ceil(_SCORING_BATCH / self._pieces_per_image)
+            for features in self._cached_loader.in_order(size):
+                self.stop_if_told()
+                yield self.trainer.strategy.batch_to_device(features)
+            return
+        loader = self._images()
+        for index, batch in enumerate(self.shown(name, ahead(loader), images_of(loader))):
+            batch = self.trainer.strategy.batch_to_device(batch)  # noqa: PLW2901
+            if isinstance(self.pre_processor, Callback):
+                self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
+            yield batch
+
+    def _features(self, batch: Any) -> Tensor:  # noqa: ANN401
+        """Fine features of the backbone, shape ``(B, C, 2 h, 2 w)``, of a batch of either kind."""
+        if isinstance(batch, FeatureBatch):
+            return batch.features
+        network = self.model.network
+        return torch.cat([network.extract_features(some) for some in self.model.tiles_of(batch.image)])
+
+    def _numbered(self, name: str, cached: bool = True) -> Iterator[tuple[Any, Tensor]]:
+        """Yield :meth:`_batches` with the number of each image or tile, the same at every call."""
+        seen = 0
+        for batch in self._batches(name, cached):
+            if isinstance(batch, FeatureBatch):
+                count = len(batch.features)
+            else:
+                count = len(batch.image) * self._pieces_per_image
+            if self._image_loader is None and getattr(batch, "image_path", None):  # a dataloader that may shuffle
+                numbers = torch.tensor([crc32(str(path).encode()) for path in batch.image_path])
+            else:
+                numbers = self.processes.rank + self.processes.count * torch.arange(seen, seen + count)
+            seen += count
+            yield batch, numbers.to(self.device)
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self) -> None:
+        """Load the backbone's weights, unless a checkpoint brought them, and make the feature pass."""
+        super().on_fit_start()
+        network = self.model.network
+        self._judged_step, self._last_share = -1, None
+        if not self._restored:
+            network.keep(float("nan"), 0)
+            if self.hparams["pre_trained"]:
+                network.backbone.load_pretrained(self.hparams["backbone_weights"])
+        if self.hparams["gradient_checkpointing"]:
+            checkpoint_gradients(network.denoiser)
+        self._feature_pass()
+
+    @torch.no_grad()
+    def _feature_pass(self) -> None:
+        """Fit standardisation and PCA on all images; cache features of this process's images, and paint on some."""
+        network = self.model.network
+        moments = StreamingMoments()
+        loader, expected = self._cached_loader, self._expected_pieces()
+        spacing = ceil(expected / _MOST_PAINTED)
+        judged_every = ceil(expected / SHARE / _MOST_JUDGED)
+        cache: FeatureCache | None = None
+        judges: list[Tensor] = []
+        painted: list[PaintedFeatures] = []
+        done = 0
+        for batch, every_number in self._numbered("Feature pass", cached=False):
+            start = 0
+            for images in self.model.tiles_of(batch.image):
+                features = network.extract_features(images)
+                numbers = every_number[start : start + len(images)]
+                start += len(images)
+                if loader is not None:
+                    if cache is None:
+                        limit = self.hparams["cache_memory_gb"] * 2**30
+                        cache = FeatureCache(loader.num_cached, features.shape[1:], limit)
+                    cache.features[done : done + len(features)] = features.cpu()
+                done += len(features)
+                means = coarse(features)
+                moments.update(means.permute(0, 2, 3, 1).flatten(0, 2))
+                pictures = numbers // self._pieces_per_image
+                own = pictures % spacing == 0
+                if own.any() and sum(len(one.numbers) for one in painted) < _MOST_PAINTED:
+                    painted.append(self._paint(images[own], numbers[own]))
+                if self._loader is not None:
+                    own = held_out(pictures, expected // self._pieces_per_image)
+                    own &= pictures // SHARE % judged_every == 0
+                    judges.append(means[own])
+                self._image_size = (int(images.shape[-2]), int(images.shape[-1]))
+        count = int(self.processes.add(torch.tensor(done)))
+        if count < 2:
+            msg = f"Training needs at least two normal images, the data set has {count}; add images to it."
+            raise ValueError(msg)
+        pooled = moments.pooled(self.processes)
+        if not self._restored:
+            network.projection.fit(pooled)
+            weight = network.projection.weight.double()
+            network.variance.copy_(((weight @ pooled.covariance()) * weight).sum(dim=1))
+        self._judges = torch.cat(judges) if judges else None
+        parts = zip(*painted, strict=True)
+        self._painted = PaintedFeatures(*(torch.cat(part) for part in parts)) if painted else None
+        where = f"cached, {cache.describe()}" if cache is not None else "not cached"
+        if loader is not None:
+            loader.cache = cache
+        logger.info("Features of %d %s: %s.", count, self._pieces, where)
+
+    def _expected_pieces(self) -> int:
+        """Return the number of images or tiles of all processes as far as it is known, 1 if it is not."""
+        if self._image_loader is None:
+            return 1
+        return len(self._image_loader.dataset) * self._pieces_per_image  # type: ignore[arg-type]
+
+    def _paint(self, images: Tensor, numbers: Tensor) -> PaintedFeatures:
+        """Paint an anomaly on each image, and take features."""
+        network = self.model.network
+        pictures, masks = paint(images, numbers)
+        features = network.extract_features(pictures)
+        return PaintedFeatures(features, covered_positions(masks, network.backbone.grid_size), numbers)
+
+    @property
+    def _pieces(self) -> str:
+        """What features and densities are those of."""
+        return "images" if self.model.tiler is None else "tiles"
+
+    @property
+    def _has_denoiser(self) -> bool:
+        """Whether there is anything to train."""
+        return next(self.model.network.denoiser.parameters(), None) is not None
+
+    def _set_duration(self) -> None:
+        """Train for no step where there is nothing to train."""
+        if self._has_denoiser:
+            super()._set_duration()
+        else:
+            self.trainer.fit_loop.epoch_loop.max_steps = 0
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up and a cosine decay over the whole training."""
+        self._set_duration()
+        if not self._has_denoiser:
+            return None
+        peak = self.hparams["learning_rate"]
+        optimizer = torch.optim.AdamW(
+            self.model.network.denoiser.parameters(), lr=peak, weight_decay=self.hparams["weight_decay"]
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        if self.hparams["warmup_epochs"] is not None:
+            warmup = self.hparams["warmup_epochs"] * ceil(self.trainer.num_training_batches)
+        else:
+            warmup = min(self.hparams["warmup_steps"], total // 10)
+        first, last = self.hparams["initial_learning_rate"] / peak, self.hparams["final_learning_rate"] / peak
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(warmup_cosine, warmup=warmup, total=total, first=first, last=last)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ANN401
+        """One step of the DDPM objective.
+
+        Args:
+            batch: An image batch or a :class:`FeatureBatch`.
+            batch_idx: Unused.
+
+        Returns:
+            ``loss`` of this process's part of the batch and, for whoever keeps it, ``train_loss`` of the whole batch.
+
+        Raises:
+            RuntimeError: If the loss is not finite.
+        """
+        del batch_idx
+        features = self._features(batch)
+        generator = torch.Generator(self.device)
+        generator.manual_seed(self.step_seed())
+        total = self.images_in_step(len(features))
+        loss: Tensor = self.model.network.training_loss(features, generator, self.processes, total)
+        mean = self.processes.mean(loss)
+        self.check_loss(mean)
+        self.log("train_loss", mean, prog_bar=True, batch_size=total)
+        return {"loss": loss, "train_loss": mean}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Step, move the averaged denoiser and judge it from time to time, before any callback saves a checkpoint."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.network.ema.update_parameters(self.model.network.denoiser)
+        step = self.trainer.global_step + 1  # which Lightning has yet to count
+        if step % _JUDGED_EVERY == 0:
+            self._judge(step)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Log the latest judgement."""
+        super().on_train_batch_end(*args, **kwargs)
+        if self.trainer.global_step == self._judged_step and self._last_share is not None:
+            self.log("explained_share", self._last_share, rank_zero_only=True, batch_size=1)
+
+    @torch.no_grad()
+    def _judge(self, step: int) -> None:
+        """Keep the averaged denoiser if it explains more on held-out images than any before, the untrained included."""
+        network = self.model.network
+        if step == self._judged_step or not self._has_denoiser:
+            return
+        self._judged_step = step
+        count = 0 if self._judges is None else len(self._judges)
+        if not int(self.processes.add(torch.tensor(count))):
+            network.keep(float("nan"), step)
+            return
+        judges = self._judges if self._judges is not None else network.variance.new_zeros(0, 1, 1, 1)
+        share = network.explained_share(judges, self.processes)
+        self._last_share = share
+        best = float(network.kept_share)
+        if isnan(best):
+            best = float("-inf") if self.needs_denoiser else 0.0
+        if share > best:
+            network.keep(share, step)
+
+    # ------------------------------------------------------------------ scorer
+
+    @property
+    def explained_share(self) -> float:
+        """Share of the noise that the denoiser explains on held-out images, see ``FieldNetwork``; 0 if untrained."""
+        share = float(self.model.network.kept_share)
+        return 0.0 if isnan(share) else share
+
+    @torch.no_grad()
+    def fit_scoring(self) -> None:
+        """Fit the scorer on the training images' fields."""
+        if self.trainer.state.fn == TrainerFn.FITTING and self._has_denoiser and self.trainer.global_step:
+            self._judge(self.trainer.global_step)
+            self._describe_denoiser()
+        network, scorer = self.model.network, self.model.scorer
+
+        pieces = self._pieces_per_image  # tiles of one picture are held out together
+
+        def images() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for batch, numbers in self._numbered("Scorer fit"):
+                yield (*network.fields_of(self._features(batch)), numbers // pieces)
+
+        def painted() -> Iterator[Painted]:
+            if self._painted is None:  # other processes may have some
+                return
+            for features, covered, numbers in zip(*(part.split(_SCORING_BATCH) for part in self._painted), strict=True):
+                field, fine = network.fields_of(features)
+                yield Painted(field, fine, covered, numbers // pieces)
+
+        found = scorer.fit(images, painted, self.processes)
+        ended = self.trainer.global_step >= self.trainer.estimated_stepping_batches
+        if ended and len(found) and not self.needs_denoiser and self.explained_share > 0:
+            self._compare_with_none(found, lambda: scorer.fit(images, painted, self.processes))
+        logger.info("Scorer: fitted on %d %s.", scorer.num_images, self._pieces)
+        own = self.post_processor
+        if isinstance(own, FalseAlarmPostProcessor) and (
+            own.choose_source(self, self.trainer.datamodule) == "training"
+        ):
+            scorer.fit(images, painted, self.processes, partial(self._add_held_out, own), self._image_size)
+            own.fit("training")
+
+    def _compare_with_none(self, found: Tensor, fit: Callable[[], Tensor]) -> None:
+        """Leave the denoiser out where the densities alone find clearly more of the painted anomalies.
+
+        Args:
+            found: Share that is found of each image, with the denoiser.
+            fit: Fits the scorer to the fields of the present network, and returns the same of it.
+        """
+        kept = copy.deepcopy(self.model.state_dict())
+        self.model.network.leave_out_denoiser()
+        alone = fit()
+        left_out = significant_gain(alone, found) > 0
+        if not left_out:
+            self.model.load_state_dict(kept)
+        logger.info(
+            "Denoiser: %s, as %.1f %% of the painted anomalies are found with it and %.1f %% by the densities alone.",
+            "left out" if left_out else "kept",
+            100 * float(found.mean()),
+            100 * float(alone.mean()),
+        )
+
+    def _add_held_out(self, post_processor: FalseAlarmPostProcessor, batch: InferenceBatch) -> None:
+        """Have the post-processor note held-out scores of images, or of all tiles of images."""
+        count = self._pieces_per_image
+        score: Any = batch.pred_score
+        anomaly_map: Any = batch.anomaly_map
+        images = len(score) // count
+        post_processor.add(
+            InferenceBatch(
+                pred_score=score.view(images, count).amax(dim=1),
+                anomaly_map=anomaly_map.reshape(images, 1, -1, anomaly_map.shape[-1]),
+            ),
+            normal=True,
+        )
+
+    def _describe_denoiser(self) -> None:
+        network = self.model.network
+        share, count = float(network.kept_share), 0 if self._judges is None else len(self._judges)
+        if isnan(share) and count:
+            logger.info(
+                "Denoiser: on %d held-out images it explains no more than a linear one; "
+                "the untrained one is kept, and scores are those of the densities alone.",
+                count,
+            )
+        elif count:
+            logger.info(
+                "Denoiser: on %d held-out images it explains %.1f %% of the noise that a linear one leaves (step %d).",
+                count,
+                100 * share,
+                int(network.kept_step),
+            )
+
+    @property
+    def reason_no_held_out_scores(self) -> str | None:
+        """Why there are no held-out scores of training images, if there are none."""
+        datamodule: Any = self.trainer.datamodule
+        if datamodule is None:
+            return "they came as a dataloader, not as a datamodule"
+        if isinstance(datamodule, SharedDataModule):  # whose batches may be of features
+            datamodule = datamodule.datamodule
+        return reason_not_to_cache(datamodule.train_dataloader())
+
+    def can_score(self, checkpoint: dict[str, Any]) -> bool:
+        """Tell whether a checkpoint has a fitted scorer."""
+        state = checkpoint.get("state_dict", {}).get("model.scorer._extra_state", {})
+        return bool(state.get("num_images", 0))
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the scorer is left to fit: without a denoiser there is no training."""
+        return super().is_unfinished or not self._has_denoiser
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict what there is no scorer for."""
+        super().on_predict_start()
+        self.check_fitted()
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the cache."""
+        super().teardown(stage)
+        self._cached_loader = self._image_loader = self._judges = self._painted = None
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how images are cut into tiles."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_TILER_KEY] = tiles.as_plain(self.model.tiler)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Cut images as in the training, where no callback says how.
+
+        Raises:
+            ValueError: If a training would go on with other tiles.
+        """
+        own, saved = self.model.tiler, checkpoint.get(_TILER_KEY)
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and tiles.as_plain(own) != saved:
+            msg = (
+                f"The training in ckpt_path is one on {tiles.described(tiles.from_plain(saved))}, not on "
+                f"{tiles.described(own)}; use the same TilerConfigurationCallback, or none if there was none."
+            )
+            raise ValueError(msg)
+        super().on_load_checkpoint(checkpoint)
+        self.model.tiler = own or tiles.from_plain(saved)
+
+    def check_graph(self) -> None:
+        """See :meth:`ExactExport.check_graph`.
+
+        Raises:
+            ValueError: If images are cut into tiles.
+        """
+        if self.model.tiler is not None:
+            msg = (
+                "A model on tiles can't be exported to ONNX or OpenVINO; use --export_type torch, or score with the "
+                "checkpoint."
+            )
+            raise ValueError(msg)
+
+
+def warmup_cosine(step: int, warmup: int, total: int, first: float, last: float) -> float:
+    """Learning rate at a step as a share of its peak: a linear warm-up, then half a cosine down.
+
+    Args:
+        step: Steps done, from 0.
+        warmup: Steps of the warm-up.
+        total: Steps of the whole training.
+        first: Share at the first step.
+        last: Share at the end.
+
+    Returns:
+        The share.
+    """
+    if step < warmup:
+        return first + (1 - first) * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return last + (1 - last) * 0.5 * (1 + cos(pi * progress))

@@ -1,0 +1,238 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Dataloaders in an order that an interrupted training picks up where it left off, shared out among processes."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.training.held_out import held_out
+
+Item = TypeVar("Item")
+
+
+class ResumableLoader(ABC):
+    """Shuffled batches in an order that depends on the seed and the position in the training alone.
+
+    Several processes train on one order together: batches are those of one process with as many images as all
+    processes' batches have, and each process has its part of them.
+
+    Args:
+        num_images: Number of images.
+        batch_size: A process's images in a batch; the last one of an epoch may be smaller.
+        seed: Seed of the order.
+        position: Returns the number of batches that were trained on so far.
+        processes: Who has the other parts.
+        pieces: Consecutive numbers that belong to one picture, such as its tiles.
+        hold_out: Leave out the pictures of :func:`~anomalib_osdirf.training.held_out.held_out`.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], int],
+        processes: Processes = ALONE,
+        pieces: int = 1,
+        hold_out: bool = False,
+    ) -> None:
+        every = torch.arange(num_images)
+        self.numbers = every[~held_out(every // pieces, num_images // pieces)] if hold_out else every
+        self.num_images = num_images
+        self.whole_batch = batch_size * processes.count
+        self.seed = seed
+        self.position = position
+        self.processes = processes
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return ceil(len(self.numbers) / self.whole_batch)
+
+    def images_at(self, position: int) -> int:
+        """Return the number of images, of all processes, in the batch after ``position`` others."""
+        return min(self.whole_batch, len(self.numbers) - position % len(self) * self.whole_batch)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what is left of the current epoch."""
+
+    def remaining(self) -> tuple[Tensor, ...]:
+        """Return the image indices, of all processes, of each batch that is left of the current epoch."""
+        epoch, first = divmod(self.position(), len(self))
+        order = torch.randperm(len(self.numbers), generator=torch.Generator().manual_seed(self.seed + epoch))
+        return self.numbers[order].split(self.whole_batch)[first:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position is the trainer's. Its presence tells Lightning that the loader can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to do for any loader
+        """Take nothing back, see :meth:`state_dict`."""
+
+
+class ResumableImageLoader(ResumableLoader):
+    """The batches of a dataloader in resumable order.
+
+    Args:
+        dataloader: The user's dataloader.
+        seed: Seed of the order.
+        position: Returns the number of batches that were trained on so far.
+        processes: Who has the other parts of the batches.
+        hold_out: See :class:`ResumableLoader`.
+    """
+
+    def __init__(
+        self,
+        dataloader: DataLoader,
+        seed: int,
+        position: Callable[[], int],
+        processes: Processes = ALONE,
+        hold_out: bool = False,
+    ) -> None:
+        assert dataloader.batch_size is not None
+        super().__init__(_length(dataloader), dataloader.batch_size, seed, position, processes, hold_out=hold_out)
+        self.dataloader = dataloader
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what is left of the current epoch."""
+        yield from _with_batches(self.dataloader, [self.processes.part(batch).tolist() for batch in self.remaining()])
+
+
+class SharedLoader(DataLoader):
+    """A process's share of the images of a dataloader, each image in one process only.
+
+    Lightning's own sampler repeats images, so that processes have equally many, and would count them twice.
+
+    Args:
+        dataloader: The user's dataloader, which goes through its data set in order.
+        processes: Who has the other shares.
+    """
+
+    def __init__(self, dataloader: DataLoader, processes: Processes) -> None:
+        dataset: Any = dataloader.dataset
+        sampler = UnrepeatedDistributedSampler(dataset, processes.count, processes.rank, shuffle=False)
+        batches: Any = copy.copy(dataloader.batch_sampler)
+        batches.sampler = sampler
+        super().__init__(dataset, batch_sampler=batches, **_options(dataloader))
+        # Lightning puts its own in the place of any sampler that is not for several processes.
+        self.__dict__.update(sampler=sampler, batch_size=dataloader.batch_size)
+
+
+def share_out(dataloader: Any, processes: Processes) -> Any:  # noqa: ANN401
+    """Return a process's share of validation or test images.
+
+    Args:
+        dataloader: The user's dataloader.
+        processes: Who has the other shares.
+
+    Returns:
+        The share, or the dataloader as it is, which Lightning shares out itself, if there is no sharing it so.
+    """
+    plain = isinstance(dataloader, DataLoader) and type(dataloader.sampler) is SequentialSampler
+    if processes.count == 1 or not plain or dataloader.batch_sampler is None or _length(dataloader) < processes.count:
+        return dataloader
+    return SharedLoader(dataloader, processes)
+
+
+class SharedDataModule:
+    """The user's datamodule, shared out among processes, and with another training dataloader if there is one.
+
+    The datamodule itself stays untouched.
+
+    Args:
+        datamodule: The user's datamodule.
+        processes: Who shares it.
+        loader: Takes the place of its training dataloader.
+    """
+
+    def __init__(
+        self, datamodule: LightningDataModule, processes: Processes, loader: ResumableLoader | None = None
+    ) -> None:
+        self.datamodule = datamodule
+        self.processes = processes
+        self.loader = loader
+
+    def train_dataloader(self) -> Any:  # noqa: ANN401
+        """Return the other dataloader, or the datamodule's."""
+        return self.loader or self.datamodule.train_dataloader()
+
+    def val_dataloader(self) -> Any:  # noqa: ANN401
+        """Return this process's share of the validation images."""
+        return share_out(self.datamodule.val_dataloader(), self.processes)
+
+    def test_dataloader(self) -> Any:  # noqa: ANN401
+        """Return this process's share of the test images."""
+        return share_out(self.datamodule.test_dataloader(), self.processes)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the datamodule has
+        """Fall back on the user's datamodule."""
+        return getattr(self.datamodule, name)
+
+
+def reason_not_to_reorder(dataloader: object) -> str | None:
+    """Tell why the batches of a dataloader can't be put in an order of our own.
+
+    Args:
+        dataloader: The training dataloader of the user's datamodule.
+
+    Returns:
+        The reason, or ``None`` if they can.
+    """
+    if not isinstance(dataloader, DataLoader) or not hasattr(dataloader.dataset, "__len__"):
+        return "the datamodule's dataloader is not over a data set of known length"
+    if type(dataloader.sampler) not in {RandomSampler, SequentialSampler} or dataloader.batch_size is None:
+        return "the datamodule has a sampler of its own"
+    return None
+
+
+def ordered(dataloader: DataLoader, processes: Processes = ALONE, batch_size: int | None = None) -> DataLoader:
+    """Return a dataloader over a process's share of the same data in its own order, each image once.
+
+    Args:
+        dataloader: The user's dataloader.
+        processes: Who has the other images.
+        batch_size: Images in a batch; as many as in the user's where it is ``None``.
+    """
+    batch_size = batch_size or dataloader.batch_size
+    assert batch_size is not None
+    numbers = processes.numbers(_length(dataloader))
+    return _with_batches(dataloader, BatchSampler(numbers, batch_size, drop_last=False))
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items, each of which is made while the one before it is in use.
+
+    A dataloader without worker processes reads and decodes images in a thread then.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        item = thread.submit(next, iterator, end)
+        while (made := item.result()) is not end:
+            item = thread.submit(next, iterator, end)
+            yield made  # type: ignore[misc] # not the end
+
+
+def _length(dataloader: DataLoader) -> int:
+    return len(dataloader.dataset)  # type: ignore[arg-type] # data sets of unknown length don't come here
+
+
+def _with_batches(dataloader: DataLoader, batches: Iterable[list[int]]) -> DataLoader:
+    """Return a dataloader over the same data with batches of other indices."""
+    return DataLoader(dataloader.dataset, batch_sampler=batches, **_options(dataloader))
+
+
+def _options(dataloader: DataLoader) -> dict[str, Any]:
+    """Return how a dataloader reads."""
+    names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "multiprocessing_context")
+    return {name: getattr(dataloader, name) for name in names}
