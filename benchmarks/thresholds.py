@@ -28,6 +28,7 @@ from matplotlib import pyplot as plt
 from mvtec_folder import mvtec_folder
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.data import SyntheticSurfaces
@@ -49,10 +50,10 @@ Scores = dict[str, NDArray[np.float64]]
 class Recorder(FalseAlarmPostProcessor):
     """Keeps the scores that its thresholds are from."""
 
-    def fit(self, source: str) -> None:
-        """Keep them, and fit."""
-        self.recorded = self.normal_values.compute().double().cpu().numpy()[:, :2]
-        super().fit(source)
+    def note_training(self, rows: Tensor) -> None:
+        """Keep them, and note them."""
+        self.recorded = rows.double().cpu().numpy()[:, :2]
+        super().note_training(rows)
 
 
 @torch.no_grad()

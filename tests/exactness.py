@@ -91,7 +91,7 @@ def unclip(file: Path, model_class: Any, root: Path) -> Path:
     checkpoint = torch.load(file, weights_only=False)
     raw = predict(model_class.load_from_checkpoint(file, post_processor=False), textured_files(root / "images"), root)
     # Lightning restores the post-processor twice, as a part of the model and as a callback.
-    states = {"post_processor.": checkpoint["state_dict"], "": checkpoint["callbacks"]["PostProcessor"]}
+    states = {"post_processor.": checkpoint["state_dict"], "": checkpoint["callbacks"]["FalseAlarmPostProcessor"]}
     for name, values in (
         ("image", torch.stack([batch.pred_score.squeeze() for batch in raw])),
         ("pixel", torch.cat([batch.anomaly_map.flatten() for batch in raw])),

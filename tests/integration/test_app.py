@@ -175,7 +175,8 @@ def test_only_this_computer_is_listened_to(address: str) -> None:
 def test_only_the_highest_scores_keep_pictures(tmp_path: Path) -> None:
     from anomalib_osdirf.app.interface import App
 
-    app = App(load_scorer(brightness_model(tmp_path / "model", false_alarm_rate=0.01)), max_pixels=40_000)
+    calibration = {"image": {"false_alarm_rate": 0.01}}
+    app = App(load_scorer(brightness_model(tmp_path / "model", calibration=calibration)), max_pixels=40_000)
     paths = []
     for number in range(70):
         Image.fromarray(np.full((4, 4), number * 3, np.uint8)).save(tmp_path / f"{number:02d}.png")

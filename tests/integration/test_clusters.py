@@ -108,7 +108,7 @@ def test_thresholds_are_of_held_out_images(both: Callable[[], MultiCategory], en
     rate = FalseAlarmPostProcessor(0.25, images="training")
     model = OSDIRF(**CLUSTERED, post_processor=rate, pre_processor=pre_processor())
     engine().fit(model, datamodule=both())
-    assert model.post_processor.calibration["images"] == 2 * TRAINED_ON
+    assert model.post_processor.calibration["image"]["images"] == 2 * TRAINED_ON
     with torch.no_grad():
         scores = [model.eval()(images).pred_score for images in _images(both()).values()]
     assert torch.cat(scores).topk(12).values[11] < 0.4  # where nothing is held out it is the threshold, 0.5

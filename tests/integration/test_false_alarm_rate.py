@@ -63,8 +63,8 @@ def test_good_parts_alone_give_thresholds(calibrated: Trained) -> None:
     model = OSDIRF.load_from_checkpoint(calibrated.checkpoint)
     post_processor = model.post_processor
     assert isinstance(post_processor, FalseAlarmPostProcessor)
-    assert post_processor.calibration["source"] == "training"
-    assert post_processor.calibration["images"] == model.model.scorer.num_images
+    assert post_processor.calibration["image"]["source"] == "training"
+    assert post_processor.calibration["image"]["images"] == model.model.scorer.num_images
     assert torch.isfinite(torch.stack([post_processor.image_threshold, post_processor.pixel_threshold])).all()
 
 
@@ -116,8 +116,8 @@ def test_the_app_shows_p_values_of_exports_and_checkpoints(
         assert result.p_value == pytest.approx(RATE ** (result.score / (1 - result.score)), rel=1e-4)
         assert result.score == pytest.approx(results[0].score, abs=1e-4)
     metadata = json.loads(exported["openvino"].with_suffix(".json").read_text(encoding="utf-8"))
-    assert metadata["false_alarm_rate"] == RATE
-    assert metadata["calibration"]["source"] == "training"
+    assert metadata["calibration"]["image"]["false_alarm_rate"] == RATE
+    assert metadata["calibration"]["image"]["source"] == "training"
 
 
 def test_nothing_needs_repeating_and_the_report_has_p_values(
@@ -145,7 +145,7 @@ def test_a_finished_training_gets_other_thresholds_without_training(
     session.train(OSDIRF(**arguments), datamodule=small_folder(parts), ckpt_path=trained.checkpoint)
     model = OSDIRF.load_from_checkpoint(str(session.best_model_path))
     assert model.post_processor.false_alarm_rate == RATE
-    assert model.post_processor.calibration["source"] == "validation"
+    assert model.post_processor.calibration["image"]["source"] == "validation"
     assert torch.equal(model.state_dict()["model.network.projection.weight"], before["model.network.projection.weight"])
     assert Path(str(session.best_model_path)) != trained.checkpoint
 
@@ -160,7 +160,7 @@ def test_other_thresholds_need_a_training_to_be_set(
 def test_invad_has_thresholds_from_training_images_too(parts: Path, engine: Callable[..., Engine]) -> None:
     model = InvAD(**TINY, seed=0, false_alarm_rate=RATE, pre_processor=pre_processor())
     engine().fit(model, datamodule=good_parts(parts))
-    assert model.post_processor.calibration["source"] == "training"
+    assert model.post_processor.calibration["image"]["source"] == "training"
     assert torch.isfinite(model.post_processor.image_threshold)
 
 
@@ -229,8 +229,8 @@ def test_models_without_a_density_have_thresholds_from_validation_images(
         model = DiffusionAD(**small, residual_blocks=1, max_steps=2, post_processor=post_processor, pre_processor=size)
     session = engine()
     session.fit(model, datamodule=small_folder(parts))
-    assert post_processor.calibration["source"] == "validation"
-    assert post_processor.calibration["images"] == 4
+    assert post_processor.calibration["image"]["source"] == "validation"
+    assert post_processor.calibration["image"]["images"] == 4
     restored = type(model).load_from_checkpoint(
         str(session.best_model_path), post_processor=FalseAlarmPostProcessor(RATE)
     )
@@ -243,7 +243,7 @@ def test_one_rate_for_many_categories(parts: Path, engine: Callable[..., Engine]
     data = MultiCategory({name: small_folder(parts) for name in ("one",)})
     model = OSDIRF(**TINY, false_alarm_rate=RATE, pre_processor=pre_processor())
     metrics = engine().train(model, datamodule=data)[0]
-    assert model.post_processor.calibration["images"] == 4
+    assert model.post_processor.calibration["image"]["images"] == 4
     assert 0 <= metrics["mean/image_AUROC"] <= 1
 
 
@@ -252,7 +252,7 @@ def test_quantised_models_have_thresholds_of_their_own(calibrated: Trained, part
     file = export("openvino", tmp_path, calibrated.checkpoint, "INT8_PTQ", datamodule=good_parts(parts))
     metadata = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     own = OSDIRF.load_from_checkpoint(calibrated.checkpoint).post_processor
-    assert metadata["calibration"]["source"] == "training"
+    assert metadata["calibration"]["image"]["source"] == "training"
     assert metadata["image_threshold"] != float(own.image_threshold)
     scorer = load_scorer(file)
     scores = [scorer.score(read_image(one, 10**6)).score for one in (parts / "train" / "good").iterdir()]

@@ -100,7 +100,7 @@ def test_validation_images_touch_nothing_but_the_post_processor(parts: Path, cha
     files = [_train(OSDIRF, data, tmp_path / name) for name, data in (("original", parts), ("changed", changed))]
     differences = _differences(*files)
     assert "state_dict.post_processor._image_threshold" in differences
-    allowed = ("state_dict.post_processor.", "callbacks.PostProcessor.")
+    allowed = ("state_dict.post_processor.", "callbacks.FalseAlarmPostProcessor.")
     assert not [name for name in differences if not name.startswith(allowed)]
 
 

@@ -3,6 +3,7 @@
 """Test metrics and pictures per category, metrics on scores as the model gives them."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ class CategoryEvaluator(Evaluator):
         for category, metrics in self._metrics.items():
             own = [self._own_f1[category]] if category in self._own_f1 else []
             for metric in (*metrics, *own):
-                if metric.update_called:
-                    values.setdefault(metric.name, {})[category] = float(metric.compute())
+                value = float(metric.compute()) if metric.update_called else math.nan
+                if not math.isnan(value):
+                    values.setdefault(metric.name, {})[category] = value
         categories = tuple(self._metrics)
         self._metrics.clear()  # pixels take a lot of memory
         if self.category_of is None:

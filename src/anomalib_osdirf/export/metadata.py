@@ -23,7 +23,7 @@ _STATISTICS = {
 }
 # Of FalseAlarmPostProcessor: scores by which normalised ones have p-values.
 _KNOTS = {"image_knots": "image_scale.knots", "pixel_knots": "pixel_scale.knots"}
-_DESCRIPTION = ("image_sensitivity", "pixel_sensitivity", "false_alarm_rate", "calibration")
+_DESCRIPTION = ("image_sensitivity", "pixel_sensitivity", "calibration")
 # The section of an OpenVINO model's runtime info where Intel's own tools look.
 _SECTION = "model_info"
 
@@ -48,7 +48,7 @@ def post_processing_values(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def description(post_processor: Any) -> dict[str, Any]:  # noqa: ANN401 - any module may be a post-processor
-    """Collect a post-processor's sensitivities and, of ours, false-alarm rate and how well it is known."""
+    """Collect a post-processor's sensitivities and, of ours, which levels have a false-alarm rate, and which."""
     return {name: getattr(post_processor, name) for name in _DESCRIPTION if hasattr(post_processor, name)}
 
 

@@ -5,7 +5,6 @@
 import copy
 import logging
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from anomalib_osdirf.export import quantisation
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.export.openvino_precision import through_file
+from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.progress import phase
 
 logger = logging.getLogger(__name__)
@@ -119,12 +119,14 @@ class Quantiser:
             before, after = (dict(model.scorer.buffers_in_use()) for model in (self.original, self.model))
             quantisation.replace_constants(network, before, after)
             quantisation.hide_fields(network)
-        if self.can_validate and not self._by_training:
+        if self._by_training:
+            self.post_processor.fit()
+        elif self.can_validate:
             compiled = _compile(network)
             indices = range(len(self.datamodule.val_data))
             batches = self._score(compiled, indices, "Thresholds of the quantised network", from_field=False)
             self._fit_post_processor(batches)
-        elif not self._by_training:
+        else:
             logger.warning(
                 "Thresholds are those from before quantisation: there are no validation images to fit them on anew."
             )
@@ -141,15 +143,15 @@ class Quantiser:
             size = results[0]["anomaly_map"].shape[-2:]
             fields, fines = zip(*map(_fields, results), strict=True)
             outputs.append((torch.cat(fields), torch.cat(fines), torch.tensor(indices)))
-        held_out = partial(self.post_processor.add, normal=True) if self._by_training else None
-        self.model.scorer.refit(lambda: outputs, held_out, size)
-        if self._by_training:
-            self.post_processor.fit("training")
+        held_out = self.model.scorer.refit(lambda: outputs, size)
+        if isinstance(self.post_processor, FalseAlarmPostProcessor):
+            self.post_processor.note_training(held_out)
 
     @property
     def _by_training(self) -> bool:
-        """Whether thresholds are from held-out scores of training images."""
-        return getattr(self.post_processor, "source", None) == "training"
+        """Whether both thresholds are from held-out scores of training images."""
+        calibration = getattr(self.post_processor, "calibration", {})
+        return self.has_field and [one["source"] for one in calibration.values()] == ["training", "training"]
 
     def _score(self, compiled: Any, indices: Sequence[int], name: str, from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
         """Score validation images.

@@ -35,7 +35,9 @@ class Score:
     label: bool  # whether it is anomalous: the model's own word where it has one
     map: Array | None  # (h, w), normalised alike
     mask: NDArray[np.bool_] | None  # (h, w), where it is anomalous
-    p_value: float | None  # of models with a false-alarm rate: share of normal images with such a score or a higher one
+    p_value: (
+        float | None
+    )  # of models whose threshold is of a false-alarm rate: share of normal images with such a score or a higher one
     milliseconds: float
 
 
@@ -80,7 +82,7 @@ class Scorer(ABC):
         mask = None if anomaly_map is None else anomaly_map > self.pixel_threshold
         if "pred_mask" in outputs:
             mask = _plane(outputs["pred_mask"]) > 0
-        rate = self.metadata.get("false_alarm_rate")
+        rate = self.metadata.get("calibration", {}).get("image", {}).get("false_alarm_rate")
         return Score(
             score=score,
             label=bool(label),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
@@ -39,6 +39,7 @@ _COMPONENTS = 32  # of a mixture of fields
 _FINE_COMPONENTS = 16  # of one of fine features, of which there are four times as many
 # Painted anomalies count as found above the maximum that this share of normal images does not exceed.
 _NORMAL_QUANTILE = 0.95
+_MAPS_AT_ONCE = 8
 # A difference of the found shares below so many standard errors tells nothing: then the likelihood decides.
 _STANDARD_ERRORS = 2.0
 
@@ -61,6 +62,19 @@ class Painted:
     fine: Tensor
     covered: Tensor
     numbers: Tensor
+
+
+class Fit(NamedTuple):
+    """What a fit tells.
+
+    Attributes:
+        found: Share of its painted positions that is found, of each image that has any, shape ``(N,)``.
+        held_out: Score, largest and smallest value of the map of each of this process's images, scored as if it were
+            new, shape ``(M, 3)``.
+    """
+
+    found: Tensor
+    held_out: Tensor
 
 
 @dataclass
@@ -132,16 +146,8 @@ class Scorer(nn.Module):
         fine_values = None
         if self.fine_density is not None:
             fine_values = self.fine_units(self.fine_density(fine), cluster)
-        return self._batch(values, fine_values, cluster, size)
-
-    def _batch(
-        self, values: Tensor, fine_values: Tensor | None, cluster: Tensor, size: Sequence[int]
-    ) -> InferenceBatch:
         score = self.image_score(_together(values, fine_values), cluster)
-        anomaly_map = upsampled(values, size)
-        if fine_values is not None:
-            anomaly_map = anomaly_map + upsampled(fine_values, size)
-        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+        return InferenceBatch(pred_score=score, anomaly_map=_map(values, fine_values, size))
 
     # ------------------------------------------------------------------ fit
 
@@ -151,45 +157,40 @@ class Scorer(nn.Module):
         images: Images,
         painted: Callable[[], Iterable[Painted]] | None = None,
         processes: Processes = ALONE,
-        held_out: Callable[[InferenceBatch], None] | None = None,
         size: Sequence[int] = (1, 1),
-    ) -> Tensor:
+    ) -> Fit:
         """Fit on normal training images: clusters, densities, units, constants of the image score.
 
         Args:
             images: Returns this process's images in batches of fields, fine features and numbers, at every call.
             painted: Returns images with painted anomalies, by which ``auto`` decides; ``None`` if there are none.
             processes: Distributed context.
-            held_out: Called with batches of this process's images, each scored as if it were new.
-            size: Height and width of the maps that ``held_out`` is called with.
+            size: Height and width of the maps that held-out images have.
 
         Returns:
-            The share of its painted positions that is found, of each image that has any, shape ``(N,)``.
+            What is found of painted anomalies, and scores of held-out images.
         """
         self.clusters.fit(lambda: (fine for _, fine, _ in images()), processes)
         structures = ("position", "mixture") if self.wanted == "auto" else (self.wanted,)
         trials = [self._trial(structure, images, processes) for structure in structures]
         found = [self._found(trial, images, painted, processes) if painted else torch.zeros(0) for trial in trials]
         chosen = 0 if len(trials) == 1 else _best(trials, found)
-        self._take(trials[chosen], images, processes)
-        self._report(images, trials[chosen], held_out, size)
-        return found[chosen]
+        return Fit(found[chosen], self._take(trials[chosen], images, processes, size))
 
     @torch.no_grad()
-    def refit(
-        self, images: Images, held_out: Callable[[InferenceBatch], None] | None = None, size: Sequence[int] = (1, 1)
-    ) -> None:
+    def refit(self, images: Images, size: Sequence[int] = (1, 1)) -> Tensor:
         """Fit anew on the fields of a changed network, with clusters, structure and components as they are.
 
         Args:
             images: See :meth:`fit`.
-            held_out: See :meth:`fit`.
             size: See :meth:`fit`.
+
+        Returns:
+            See :attr:`Fit.held_out`.
         """
         assert self.structure is not None
         trial = self._trial(self.structure, images, ALONE, labels=(self.density, self.fine_density))
-        self._take(trial, images, ALONE)
-        self._report(images, trial, held_out, size)
+        return self._take(trial, images, ALONE, size)
 
     def _samples(self, images: Images) -> Iterator[tuple[Sample, Sample]]:
         """Yield field and fine features with clusters and numbers."""
@@ -267,34 +268,23 @@ class Scorer(nn.Module):
             numbers.append(batch.numbers[covered > 0])
         return processes.collected(torch.cat(shares), torch.cat(numbers))
 
-    def _take(self, trial: _Trial, images: Images, processes: Processes) -> None:
-        """Become what a trial fitted, and fit the image score on held-out maps."""
+    def _take(self, trial: _Trial, images: Images, processes: Processes, size: Sequence[int]) -> Tensor:
+        """Become what a trial fitted, fit the image score on held-out maps, and return :attr:`Fit.held_out`."""
         device = self.units.scale.device
         self.structure = trial.structure
         self.density = trial.field.density.to(device)
         self.fine_density = None if trial.fine is None else trial.fine.density.to(device)
         self.units, self.fine_units = trial.units.to(device), trial.fine_units.to(device)
-        terms, clusters = [], []
-        for field, fine in self._samples(images):
-            terms.append(self.image_score.terms(_together(*trial.held_out(field, fine))))
-            clusters.append(field.cluster)
-        every, cluster = processes.gathered(torch.cat(terms)), processes.gathered(torch.cat(clusters))
-        self.image_score.fit(every, cluster, self.clusters.count)
-        self.num_images = len(every)
-
-    def _report(
-        self,
-        images: Images,
-        trial: _Trial,
-        held_out: Callable[[InferenceBatch], None] | None,
-        size: Sequence[int],
-    ) -> None:
-        """Hand out the held-out scores."""
-        if held_out is None:
-            return
+        parts = []
         for field, fine in self._samples(images):
             values, fine_values = trial.held_out(field, fine)
-            held_out(self._batch(values, fine_values, field.cluster, size))
+            extremes = extremes_of_maps(values, fine_values, size)
+            parts.append((self.image_score.terms(_together(values, fine_values)), field.cluster, extremes))
+        terms, cluster, extremes = (torch.cat(part) for part in zip(*parts, strict=True))
+        every = processes.gathered(terms)
+        self.image_score.fit(every, processes.gathered(cluster), self.clusters.count)
+        self.num_images = len(every)
+        return torch.cat([self.image_score.of_terms(terms, cluster)[:, None], extremes], dim=1)
 
     # ------------------------------------------------------------------ state
 
@@ -393,6 +383,22 @@ def _mixture(
 def _together(values: Tensor, fine_values: Tensor | None) -> Tensor:
     """Return the map on the field's grid, shape ``(B, h, w)``, whose values make the image score."""
     return values if fine_values is None else values + coarse(fine_values.unsqueeze(1)).squeeze(1)
+
+
+def _map(values: Tensor, fine_values: Tensor | None, size: Sequence[int]) -> Tensor:
+    """Return the anomaly map ``(B, 1, H, W)``."""
+    coarse_map = upsampled(values, size)
+    return coarse_map if fine_values is None else coarse_map + upsampled(fine_values, size)
+
+
+def extremes_of_maps(values: Tensor, fine_values: Tensor | None, size: Sequence[int]) -> Tensor:
+    """Return largest and smallest value of each map, shape ``(B, 2)``, few maps in memory at a time."""
+    rows = []
+    for start in range(0, len(values), _MAPS_AT_ONCE):
+        chosen = slice(start, start + _MAPS_AT_ONCE)
+        maps = _map(values[chosen], None if fine_values is None else fine_values[chosen], size).flatten(1)
+        rows.append(torch.stack([maps.amax(dim=1), maps.amin(dim=1)], dim=1))
+    return torch.cat(rows)
 
 
 def upsampled(values: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,27 +1,62 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""anomalib's post-processor with thresholds from normal images alone, at a false-alarm rate."""
+"""anomalib's post-processor with thresholds of the best F1 or, without defects, of a false-alarm rate."""
 
 import logging
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from anomalib.data import InferenceBatch
+from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
-from torchmetrics.aggregation import CatMetric
+from torchmetrics.utilities.data import dim_zero_cat
 
 from anomalib_osdirf.post_processing.p_values import EXPONENTS, Array
-from anomalib_osdirf.post_processing.tail import FEWEST_SCORES, LEVEL, Calibration, calibrate, supports, unsupported
+from anomalib_osdirf.post_processing.tail import (
+    FEWEST_SCORES,
+    LEVEL,
+    Calibration,
+    calibrate,
+    calibrate_without_spread,
+    images_needed,
+    supports,
+    unsupported,
+)
+from anomalib_osdirf.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_RATE = 0.01
 SOURCES = ("auto", "validation", "training")
+LEVELS = ("image", "pixel")
+_TAKEN_BY_F1 = {"image": "defective images beside normal ones", "pixel": "masks of defects"}
 _NAMES = {
     "validation": "held-out normal images",
     "training": "training images, each held out",
 }
+
+
+class F1Midpoint(F1AdaptiveThreshold):
+    """The threshold of the best F1, midway between the lowest score that counts as a defect and the next lower one.
+
+    anomalib's lies exactly on that lowest score, and what is not above the threshold is called normal.
+    """
+
+    def compute(self) -> Tensor:  # type: ignore[override] # as anomalib's
+        """Return the threshold; NaN where there are not both normal and anomalous samples."""
+        scores, truth = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        if truth.min() == truth.max():
+            return scores.new_full((), float("nan"))
+        lowest: Tensor = super().compute()
+        lower = scores[scores < lowest]
+        if not len(lower):
+            return lowest - 1e-6 * lowest.abs().clamp(min=1)
+        middle = (lowest + lower.max()) / 2
+        return torch.where(middle < lowest, middle, lower.max())  # of neighbours in floating point, the lower one
 
 
 class PValueScale(nn.Module):
@@ -52,26 +87,30 @@ class PValueScale(nn.Module):
 
 
 class FalseAlarmPostProcessor(PostProcessor):
-    """Sets thresholds from normal images alone, such that a given share of normal images is called anomalous.
+    """Sets image and pixel thresholds from whatever the validation data have; the post-processor of our models.
 
-    No anomalous image is needed, and those among the validation images are not looked at. The image threshold is
-    exceeded by the scores of that share of normal images, the pixel threshold by the maps of that share, anywhere in
-    them: a false alarm is an image, for masks too. Scores and maps are normalised to z in (0, 1), in their own order,
-    with the thresholds at 0.5, and mean something: p = false_alarm_rate^(z / (1 - z)) is the share of normal images
-    whose score (whose map, somewhere) is at least as high.
+    With a ``false_alarm_rate``, both come from normal images alone, and anomalous ones are not looked at. Without one,
+    each level decides for itself: the image threshold is that of the best F1 where there are normal and anomalous
+    validation images, the pixel threshold where there are masks of defects; otherwise it comes from normal images, at
+    a rate of 1 % or the smallest that so many images support.
 
-    It takes the place of anomalib's post-processor in any model; models of this package make one from
-    ``false_alarm_rate``.
+    The image threshold of a rate is exceeded by the scores of that share of normal images, the pixel threshold by the
+    maps of that share, anywhere in them: a false alarm is an image, for masks too. Scores and maps are then normalised
+    to z in (0, 1), in their own order, with the threshold at 0.5, and mean something: p = rate^(z / (1 - z)) is the
+    share of normal images whose score (whose map, somewhere) is at least as high. With the best F1 they are normalised
+    as by anomalib.
+
+    It takes the place of anomalib's post-processor in any model.
 
     Args:
-        false_alarm_rate: Share of normal images that may be called anomalous, such as 0.01.
+        false_alarm_rate: Share of normal images that may be called anomalous, such as 0.01. Defaults to ``None``.
         extrapolate: Allow a rate of less than one in as many normal images as there are, by continuing the tail of
             their scores. Defaults to ``False``.
         images: Which normal images tell: those of the ``validation`` data; ``training`` images, each scored as if the
             density had not seen it, which models with a density can do; or ``auto``, validation images where there are
-            enough for the rate, else training images. Defaults to ``auto``.
-        image_sensitivity: 0.5 keeps the image threshold at the rate; s moves it to the p-value rate^((1 - s) / s).
-            Defaults to ``0.5``.
+            enough for the rate, else the more numerous ones. Defaults to ``auto``.
+        image_sensitivity: 0.5 keeps the image threshold; more finds more. At a rate, s moves it to the p-value
+            rate^((1 - s) / s). Defaults to ``0.5``.
         pixel_sensitivity: The same for the pixel threshold. Defaults to ``0.5``.
 
     Raises:
@@ -84,14 +123,17 @@ class FalseAlarmPostProcessor(PostProcessor):
 
     def __init__(
         self,
-        false_alarm_rate: float,
+        false_alarm_rate: float | None = None,
         extrapolate: bool = False,
         images: str = "auto",
         image_sensitivity: float = 0.5,
         pixel_sensitivity: float = 0.5,
     ) -> None:
-        super().__init__(image_sensitivity=image_sensitivity, pixel_sensitivity=pixel_sensitivity)
-        if not 0 < false_alarm_rate < 1:
+        # Scores and maps have scales of their own: neither's threshold can stand in for the other's.
+        super().__init__(
+            enable_threshold_matching=False, image_sensitivity=image_sensitivity, pixel_sensitivity=pixel_sensitivity
+        )
+        if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
             msg = f"false_alarm_rate={false_alarm_rate} is not a share between 0 and 1; use 0.01 for one image in 100."
             raise ValueError(msg)
         if images not in SOURCES:
@@ -100,88 +142,81 @@ class FalseAlarmPostProcessor(PostProcessor):
         self.false_alarm_rate = false_alarm_rate
         self.extrapolate = extrapolate
         self.images = images
-        self.calibration: dict[str, Any] = {}
+        # Of each level whose threshold is that of a rate: false_alarm_rate, source, images, interval.
+        self.calibration: dict[str, dict[str, Any]] = {}
         self.image_scale = PValueScale()
         self.pixel_scale = PValueScale()
-        # Of each normal image: its score, and the largest and smallest value of its map.
-        self.normal_values = CatMetric(nan_strategy="disable")
-        self._source: str | None = None
+        self._image_threshold_metric = F1Midpoint(fields=["pred_score", "gt_label"], strict=False)
+        self._pixel_threshold_metric = F1Midpoint(fields=["anomaly_map", "gt_mask"], strict=False)
+        self._forget()
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         return (*super()._checkpoint_config_keys, "false_alarm_rate", "extrapolate", "images", "calibration")
 
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore what a checkpoint has; a sensitivity that was set to something else than the default stays."""
+        own = {name: getattr(self, name) for name in ("image_sensitivity", "pixel_sensitivity")}
+        super().load_checkpoint_config({**config, **{name: value for name, value in own.items() if value != 0.5}})
+
     # ------------------------------------------------------------------ which images
 
-    @property
-    def source(self) -> str:
-        """Which normal images the thresholds are, or will be, from."""
-        return self._source or str(self.calibration.get("source", "validation"))
-
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
-        """Look for enough normal images before the training rather than after it."""
-        self.choose_source(pl_module, getattr(trainer, "datamodule", None))
-
-    def choose_source(self, module: Any, datamodule: Any) -> str:  # noqa: ANN401
-        """Decide which normal images tell, and refuse what they can't.
-
-        Args:
-            module: The model.
-            datamodule: Its data, ``None`` if they came as dataloaders: whether those do shows at their end only.
-
-        Returns:
-            ``validation`` or ``training``.
+        """Look for enough normal images before the training rather than after it.
 
         Raises:
-            ValueError: If there are too few normal images for the rate.
+            ValueError: If there are too few for the rate that was asked for.
         """
-        held_out, reason = _normal_images(datamodule), getattr(module, "reason_no_held_out_scores", _no_density(module))
-        counts: dict[str, int] = {}
-        if self.images != "training":
-            if held_out is None:  # unlabelled before they are seen: the end of a validation tells
-                self._source = "validation"
-                return self._source
-            counts["validation"] = held_out
-        if self.images != "validation" and reason is None:
-            counts["training"] = len(datamodule.train_data)
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if self.false_alarm_rate is None or not hasattr(datamodule, "train_data"):
+            return  # dataloaders' images are unlabelled before they are seen: the end of a validation tells
+        reason = getattr(pl_module, "reason_no_held_out_scores", _no_density(pl_module))
+        counts = self._usable({"validation": _normal_images(datamodule), "training": len(datamodule.train_data)})
+        if reason is not None:
+            counts.pop("training", None)
         if not counts:
             msg = f"images=training is not possible, since {reason}; use images=validation."
             raise ValueError(msg)
-        enough = [source for source, count in counts.items() if supports(count, self.false_alarm_rate)]
-        self._source = enough[0] if enough else max(counts, key=lambda source: counts[source])
-        count = counts[self._source]
-        if not enough and (not self.extrapolate or count < FEWEST_SCORES):
-            message = unsupported(count, self.false_alarm_rate, _NAMES[self._source])
-            if self._source == "validation" and reason is not None:
+        source = self._choose(counts)
+        if not self._is_enough(counts[source]):
+            message = unsupported(counts[source], self.false_alarm_rate, _NAMES[source])
+            if source == "validation" and reason is not None:
                 message += (
                     f" Training images don't count, since {reason}; --data.val_split_mode from_train holds some out."
                 )
             raise ValueError(message)
-        return self._source
+
+    def _usable(self, by_source: dict[str, Any]) -> dict[str, Any]:
+        return {source: value for source, value in by_source.items() if self.images in {"auto", source}}
+
+    def _choose(self, counts: dict[str, int]) -> str:
+        """Return the first source with enough images for the rate, or else that with most."""
+        rate = self.false_alarm_rate or DEFAULT_RATE
+        enough = [source for source, count in counts.items() if supports(count, rate)]
+        return enough[0] if enough else max(counts, key=lambda source: counts[source])
+
+    def _is_enough(self, count: int) -> bool:
+        rate = self.false_alarm_rate or DEFAULT_RATE
+        return supports(count, rate) or (self.extrapolate and count >= FEWEST_SCORES)
 
     # ------------------------------------------------------------------ fit
 
-    def add(self, batch: Any, normal: bool = False) -> None:  # noqa: ANN401 - any anomalib batch
-        """Note the scores and maps of a batch's normal images, those with a label that says so.
+    def _forget(self) -> None:
+        # Rows of normal images: score, largest and smallest value of the map.
+        self._noted: dict[str, list[Tensor]] = {"validation": [], "training": []}
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether training images were noted that no threshold was set from yet."""
+        return bool(self._noted["training"])
+
+    def note_training(self, rows: Tensor) -> None:
+        """Note this process's training images, each scored as if it were new.
 
         Args:
-            batch: Raw scores ``(B,)`` and maps ``(B, 1, H, W)``, either or both, and ``gt_label``.
-            normal: Take all images for normal, whatever their labels.
+            rows: Score, largest and smallest value of the map, shape ``(N, 3)``.
         """
-        score: Any = getattr(batch, "pred_score", None)
-        anomaly_map: Any = getattr(batch, "anomaly_map", None)
-        label: Any = torch.zeros(len(batch.pred_score)) if normal else getattr(batch, "gt_label", None)
-        if label is None or (score is None and anomaly_map is None):
-            return
-        if anomaly_map is None:
-            highest = lowest = torch.full_like(score, float("nan")).flatten()
-        else:
-            values = anomaly_map.flatten(1)
-            highest, lowest = values.amax(dim=1), values.amin(dim=1)
-        rows = torch.stack([highest if score is None else score.flatten(), highest, lowest], dim=1)
-        own = rows[~label.flatten().bool()]
-        if len(own):
-            self.normal_values.update(own.float())
+        self._noted["training"] = [rows.float().cpu()]
 
     def on_validation_batch_end(
         self,
@@ -191,71 +226,135 @@ class FalseAlarmPostProcessor(PostProcessor):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Note the scores of normal validation images, if they set the thresholds."""
-        if self.source == "validation":
-            self.add(outputs)
+        """Note the scores of a batch's normal images and, without a rate, what the best F1 takes."""
+        if self.false_alarm_rate is None:
+            super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        score: Any
+        score, anomaly_map, label = (getattr(outputs, name, None) for name in ("pred_score", "anomaly_map", "gt_label"))
+        if label is None or (score is None and anomaly_map is None):
+            return
+        if anomaly_map is None:
+            highest = lowest = torch.full_like(score, float("nan")).flatten()
+        else:
+            values = anomaly_map.flatten(1)
+            highest, lowest = values.amax(dim=1), values.amin(dim=1)
+        rows = torch.stack([highest if score is None else score.flatten(), highest, lowest], dim=1)
+        self._noted["validation"].append(rows[~label.flatten().bool()].float().cpu())
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
-        """Set the thresholds, if validation images do; Lightning's trial runs have too few of them.
+        """Set the thresholds, and log how; Lightning's trial runs have too few images for a rate.
 
         Raises:
-            ValueError: If there are too few normal images for the rate.
+            ValueError: If there are too few normal images for the rate that was asked for.
         """
-        if trainer is not None and (trainer.sanity_checking or trainer.fast_dev_run):
-            self.normal_values.reset()
-        elif self.source == "validation":
-            self.fit("validation")
+        del pl_module
+        trial = trainer is not None and (trainer.sanity_checking or trainer.fast_dev_run)
+        if trial and self.false_alarm_rate is not None:
+            self._forget()
+            return
+        for level in self.fit(ALONE if trainer is None else Processes.of(trainer)):
+            logger.info(self._description(level))
 
-    def fit(self, source: str) -> None:
-        """Set thresholds and scales from the images noted, and say how sure they are.
+    def fit(self, processes: Processes = ALONE) -> list[str]:
+        """Set thresholds and scales from the images noted.
 
         Args:
-            source: Which images those were, ``validation`` or ``training``.
+            processes: Processes that noted their images.
+
+        Returns:
+            The levels that have new thresholds.
 
         Raises:
-            ValueError: If they are too few for the rate, or their scores allow no threshold.
+            ValueError: If the images are too few for the rate that was asked for, or their scores allow no threshold.
         """
-        rows = self.normal_values.compute() if self.normal_values.update_called else torch.empty(0, 3)
-        self.normal_values.reset()
-        scores, highest, lowest = rows.double().cpu().numpy().T
-        found = {"image": self._calibrate(source, scores)}
-        if not np.isnan(highest).any():
-            found["pixel"] = self._calibrate(source, highest)
-        # Only now, so that what was fitted before outlasts a failure.
-        self.calibration, self._source = {"source": source, "images": len(rows)}, None
-        for level, bottom in (("image", scores.min()), ("pixel", lowest.min())):
-            if level in found:
-                self._set(level, found[level], float(bottom))
+        rows = {}
+        for source, noted in self._noted.items():
+            own = torch.cat([torch.zeros(0, 3), *noted])
+            rows[source] = processes.collected(own, torch.arange(len(own))).double().numpy()
+        self._forget()
+        # All are found before any is set: what was fitted before outlasts a failure.
+        found = {level: self._by_f1(level) or self._by_rate(level, rows) for level in LEVELS}
+        fitted = {level: one for level, one in found.items() if one is not None}
+        for level, one in fitted.items():
+            getattr(self, f"_{level}_threshold").fill_(one.threshold)
+            getattr(self, f"{level}_min").fill_(one.low)
+            getattr(self, f"{level}_max").fill_(one.high)
+            getattr(self, f"{level}_scale").knots.copy_(torch.tensor(one.knots, dtype=torch.float64))
+            self.calibration.pop(level, None)
+            if one.calibration:
+                self.calibration[level] = one.calibration
+        return list(fitted)
 
-    def _calibrate(self, source: str, values: Array) -> Calibration:
-        return calibrate(values, self.false_alarm_rate, self.extrapolate, _NAMES[source])
+    def _by_f1(self, level: str) -> "_Fitted | None":
+        """Return the threshold of the best F1; ``None`` where it takes samples that there are not."""
+        metric, extremes = (getattr(self, f"_{level}_{name}_metric") for name in ("threshold", "min_max"))
+        threshold = float(metric.compute()) if metric.update_called else math.nan
+        low, high = extremes.compute().tolist() if extremes.update_called else (math.nan, math.nan)
+        metric.reset()
+        extremes.reset()
+        return None if math.isnan(threshold) else _Fitted(threshold, low, high)
 
-    def _set(self, level: str, found: Calibration, bottom: float) -> None:
-        """Set threshold and scale of images or pixels, whose lowest value is ``bottom``."""
-        getattr(self, f"{level}_scale").knots.copy_(torch.tensor(found.knots, dtype=torch.float64))
-        getattr(self, f"_{level}_threshold").fill_(found.threshold)
-        # What displays go from and to: as far above the threshold as normal values lie below it.
-        getattr(self, f"{level}_min").fill_(bottom)
-        getattr(self, f"{level}_max").fill_(2 * found.threshold - bottom)
-        self.calibration[f"{level}_interval"] = list(found.interval)
-        logger.info(
-            "%s threshold %.6g, from %d %s: the false-alarm rate %s lies between %s and %s (%s interval%s).",
-            level.capitalize(),
-            found.threshold,
-            found.images,
-            _NAMES[self.calibration["source"]],
-            *(_percent(share) for share in (self.false_alarm_rate, *found.interval, LEVEL)),
-            "" if supports(found.images, self.false_alarm_rate) else ", extrapolated",
+    def _by_rate(self, level: str, rows: dict[str, Array]) -> "_Fitted | None":
+        """Return the threshold of a rate; ``None`` where no normal image tells or what training images told stays."""
+        if not len(rows["training"]) and self.calibration.get(level, {}).get("source") == "training":
+            return None
+        usable = self._usable(rows)
+        source = self._choose({name: len(values) for name, values in usable.items()})
+        scores, highest, lowest = usable[source].T
+        values = scores if level == "image" else highest
+        if np.isnan(values).any() or (self.false_alarm_rate is None and not len(values)):
+            return None
+        found, rate = self._calibrated(values, source)
+        # Displays go from the least to the largest: as far above the threshold as normal values lie below it.
+        low = float((scores if level == "image" else lowest).min())
+        high = 2 * found.threshold - low
+        interval = list(found.interval)
+        calibration = {"false_alarm_rate": rate, "source": source, "images": len(values), "interval": interval}
+        return _Fitted(found.threshold, low, high, found.knots, calibration)
+
+    def _calibrated(self, values: Array, source: str) -> tuple[Calibration, float]:
+        """Calibrate on scores, at the rate that was asked for, or else at the default or what so many support."""
+        if self.false_alarm_rate is not None:
+            return calibrate(values, self.false_alarm_rate, self.extrapolate, _NAMES[source]), self.false_alarm_rate
+        rate = DEFAULT_RATE if self._is_enough(len(values)) else 1 / (len(values) + 1)
+        if len(values) < FEWEST_SCORES or np.ptp(values) == 0:
+            return calibrate_without_spread(values, rate), rate
+        return calibrate(values, rate, self.extrapolate), rate
+
+    def _description(self, level: str) -> str:
+        """Say where a threshold comes from, and how sure that is."""
+        start = f"{level.capitalize()} threshold {float(getattr(self, f'_{level}_threshold')):.6g}, "
+        found = self.calibration.get(level)
+        if found is None:
+            return f"{start}of the best F1 on validation images."
+        rate, images = found["false_alarm_rate"], found["images"]
+        reason = few = ""
+        if self.false_alarm_rate is None:
+            reason = f", as the validation data have no {_TAKEN_BY_F1[level]}"
+            if rate > DEFAULT_RATE:
+                few = f" ({_percent(DEFAULT_RATE)} takes {images_needed(DEFAULT_RATE)} images)"
+        extrapolated = "" if supports(images, rate) else ", extrapolated"
+        low, high, level_of = (_percent(share) for share in (*found["interval"], LEVEL))
+        return (
+            f"{start}from {images} {_NAMES[found['source']]}{reason}: the false-alarm rate {_percent(rate)}{few} lies "
+            f"between {low} and {high} ({level_of} interval{extrapolated})."
         )
 
     # ------------------------------------------------------------------ use
 
+    def _normalised(self, level: str, values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        if level in self.calibration:
+            scaled: Tensor = getattr(self, f"{level}_scale")(values)
+            return scaled
+        names = (f"{level}_min", f"{level}_max", f"{level}_threshold")
+        return self._normalize(values, *(getattr(self, name) for name in names))
+
     def normalize_batch(self, batch: Any) -> None:  # noqa: ANN401
         """Normalise predicted scores and maps."""
-        if batch.anomaly_map is not None:
-            batch.anomaly_map = self.pixel_scale(batch.anomaly_map)
-        if batch.pred_score is not None:
-            batch.pred_score = self.image_scale(batch.pred_score)
+        batch.anomaly_map = self._normalised("pixel", batch.anomaly_map)
+        batch.pred_score = self._normalised("image", batch.pred_score)
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Normalise predictions and compare them with the thresholds, see anomalib.
@@ -268,8 +367,8 @@ class FalseAlarmPostProcessor(PostProcessor):
         if score is None and anomaly_map is None:
             msg = "At least one of pred_score or anomaly_map must be provided."
             raise ValueError(msg)
-        score = self.image_scale(torch.amax(anomaly_map, dim=(-2, -1)) if score is None else score)
-        anomaly_map = None if anomaly_map is None else self.pixel_scale(anomaly_map)
+        score = self._normalised("image", torch.amax(anomaly_map, dim=(-2, -1)) if score is None else score)
+        anomaly_map = self._normalised("pixel", anomaly_map)
         return InferenceBatch(
             pred_score=score,
             anomaly_map=anomaly_map,
@@ -278,14 +377,23 @@ class FalseAlarmPostProcessor(PostProcessor):
         )
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A level's threshold, the range of its displays, and what a rate makes of it: knots, and ``calibration``."""
+
+    threshold: float
+    low: float
+    high: float
+    knots: tuple[float, ...] = (math.nan,) * len(EXPONENTS)
+    calibration: dict[str, Any] | None = None
+
+
 def _no_density(module: Any) -> str:  # noqa: ANN401
     return f"{type(module).__name__} can't score them as if it had not seen them"
 
 
-def _normal_images(datamodule: Any) -> int | None:  # noqa: ANN401
-    """Count the normal validation images; ``None`` if that can't be told."""
-    if not hasattr(datamodule, "train_data"):
-        return None
+def _normal_images(datamodule: Any) -> int:  # noqa: ANN401
+    """Count the normal validation images."""
     samples = getattr(getattr(datamodule, "val_data", None), "samples", None)
     return 0 if samples is None else int((samples.label_index == 0).sum())
 

@@ -95,12 +95,32 @@ def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str
     probabilities = rate ** np.array(EXPONENTS)
     knots = _ascending(_quantiles(ordered, tail, rank, probabilities), ordered)
     if counted:
-        # The law of the (fractional) order statistic at the threshold (Hutson 1999).
-        alarms = rate * (count + 1)
-        low, high = stats.beta.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], alarms, count + 1 - alarms)
+        low, high = _counted_interval(rate, count)
     else:
         low, high = tail.interval(knots[THRESHOLD], count)
     return Calibration(tuple(knots.tolist()), (float(low), float(high)), count)
+
+
+def calibrate_without_spread(scores: Array, rate: float) -> Calibration:
+    """Calibrate on one or two scores, or equal ones, which tell no spread: log p is in proportion to the score.
+
+    Args:
+        scores: Scores of normal images, ``(n,)``; the largest is the threshold.
+        rate: Its p-value, ``1 / (n + 1)`` or more.
+
+    Returns:
+        The calibration.
+    """
+    highest = float(scores.max())
+    knots = highest + (np.array(EXPONENTS) - 1) * (abs(highest) or 1.0)
+    return Calibration(tuple(knots.tolist()), _counted_interval(rate, len(scores)), len(scores))
+
+
+def _counted_interval(rate: float, count: int) -> tuple[float, float]:
+    """Return where the rate lies, by the law of the (fractional) order statistic at the threshold (Hutson 1999)."""
+    alarms = rate * (count + 1)
+    low, high = stats.beta.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], alarms, count + 1 - alarms)
+    return float(low), float(high)
 
 
 def unsupported(count: int, rate: float, images: str) -> str:

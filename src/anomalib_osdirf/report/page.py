@@ -5,6 +5,7 @@
 import base64
 import hashlib
 import logging
+import math
 import shlex
 import zlib
 from collections import Counter
@@ -70,7 +71,12 @@ class Run:
     @property
     def rate(self) -> float | None:
         """False-alarm rate that the threshold is set for, ``None`` for none."""
-        return None if self.knots is None else self.entries["post_processing"]["false_alarm_rate"]
+        return None if self.knots is None else self._calibration["false_alarm_rate"]
+
+    @property
+    def _calibration(self) -> dict[str, Any]:
+        """What normal images say about the image threshold; empty where it is not of a rate."""
+        return ((self.entries.get("post_processing") or {}).get("calibration") or {}).get("image", {})
 
     @cached_property
     def scale(self) -> tuple[float, float] | None:
@@ -104,11 +110,9 @@ class Run:
             if self.knots is None and self.scale is None:
                 return float(values["image_threshold"]), own
             if self.knots is not None:
-                low, high = (f"{100 * end:.2g} %" for end in values["calibration"]["image_interval"])
-                images = f"{values['calibration']['images']} normal images"
-                own = (
-                    f"{own}, for {100 * values['false_alarm_rate']:.2g} % of false alarms: {low} to {high} by {images}"
-                )
+                found = self._calibration
+                rate, low, high = (f"{100 * share:.2g} %" for share in (self.rate, *found["interval"]))
+                own = f"{own}, for {rate} of false alarms: {low} to {high} by {found['images']} normal images"
             return 1 - float(values.get("image_sensitivity", 0.5)), own
         best = statistics.best_threshold(self.scores[self.scored], self.results.labels[self.scored])
         return best, "the best F1 on these test images, as the model has none of its own"
@@ -200,7 +204,7 @@ class Run:
             remarks.append(f"The test was interrupted, or still runs: {len(self.results.ids)}{of_all} images are here.")
         if self.results.ids:
             if not self.counts["anomalous"]:
-                remarks.append("There are no anomalous images: only false alarms can be judged.")
+                remarks.append("There are no defective test images: only false alarms can be judged.")
             if not self.counts["normal"]:
                 remarks.append("There are no normal images: only misses can be judged.")
             if self.counts["unlabelled"]:
@@ -351,11 +355,12 @@ def _metric_rows(runs: list[Run]) -> list[tuple[str, list[Estimate | float | Non
     return rows
 
 
-def _logged(run: Run) -> dict[str, float]:
-    """Return the metrics that anomalib logged, of several categories their means."""
+def _logged(run: Run) -> dict[str, float | None]:
+    """Return the metrics that anomalib logged, of several categories their means; ``None`` where one has no value."""
     prefix = "mean/" if len(run.category_names) > 1 else ""
     values = {name.removeprefix(prefix): value for name, value in (run.entries.get("metrics") or {}).items()}
-    return {name.replace("_", " "): value for name, value in values.items() if name.startswith(("image_", "pixel_"))}
+    known = {name: None if value is None or math.isnan(value) else value for name, value in values.items()}
+    return {name.replace("_", " "): value for name, value in known.items() if name.startswith(("image_", "pixel_"))}
 
 
 def _metric_order(name: str) -> int:

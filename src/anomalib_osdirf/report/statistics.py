@@ -1,6 +1,8 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of scores with bootstrap confidence intervals, as pure functions of arrays.
+"""Metrics of scores with confidence intervals, as pure functions of arrays.
+
+Intervals of rates are Wilson's; those of other metrics are from the bootstrap.
 
 A set of scores is given by counts: how many normal and anomalous samples have each of the scores, in ascending order.
 One resampling of the set is another row of counts, so all resamplings are evaluated at once.
@@ -8,9 +10,11 @@ One resampling of the set is another row of counts, so all resamplings are evalu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Array = NDArray[np.float64]
 
@@ -23,20 +27,31 @@ MOST_BINS = 2048
 
 @dataclass
 class Estimate:
-    """A metric's value and its values on resampled images."""
+    """A metric's value and interval.
+
+    Attributes:
+        value: Value.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        replicates: Values on resampled images, ``None`` of a rate.
+    """
 
     value: float
-    replicates: Array
+    low: float
+    high: float
+    replicates: Array | None = None
 
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return float(np.quantile(self.replicates, (1 - LEVEL) / 2))
+    @classmethod
+    def resampled(cls, value: float, replicates: Array) -> "Estimate":
+        """Take the interval from values on resampled images."""
+        low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return cls(value, float(low), float(high), replicates)
 
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return float(np.quantile(self.replicates, (1 + LEVEL) / 2))
+    @classmethod
+    def rate(cls, count: int, total: int) -> "Estimate":
+        """Return a share of images, with Wilson's interval."""
+        interval = stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
+        return cls(count / total, interval.low, interval.high)
 
 
 def ranking_metrics(normal: Array, anomalous: Array) -> dict[str, Array]:
@@ -82,28 +97,6 @@ def aupro(normal: Array, regions: Array) -> Array:
     return (share * (rates - left) * heights).sum(axis=-1) / _AUPRO_LIMIT
 
 
-def threshold_metrics(false_alarms: Array, normals: Array, misses: Array, anomalies: Array) -> dict[str, Array]:
-    """Compute metrics at a threshold from counts; one that would divide by zero is left out.
-
-    Args:
-        false_alarms: Normal samples above the threshold.
-        normals: All normal samples.
-        misses: Anomalous samples not above the threshold.
-        anomalies: All anomalous samples.
-
-    Returns:
-        ``F1``, ``miss rate`` and ``false-alarm rate``.
-    """
-    metrics = {}
-    if np.all(anomalies > 0):
-        hits = anomalies - misses
-        metrics["F1"] = 2 * hits / (hits + false_alarms + anomalies)
-        metrics["miss rate"] = misses / anomalies
-    if np.all(normals > 0):
-        metrics["false-alarm rate"] = false_alarms / normals
-    return metrics
-
-
 def image_metrics(
     scores: Array, labels: NDArray[np.int64], threshold: float | None, seed: int = 0
 ) -> dict[str, Estimate]:
@@ -125,16 +118,23 @@ def image_metrics(
         exact = ranking_metrics(*_counts(np.unique(scores), normal, anomalous))
         bins = _bins(scores)
         resampled = ranking_metrics(*(_resample(counts, rng) for counts in _counts(bins, normal, anomalous)))
-        estimates |= {name: Estimate(float(value), resampled[name]) for name, value in exact.items()}
+        estimates |= {name: Estimate.resampled(float(value), resampled[name]) for name, value in exact.items()}
     if threshold is not None:
-        sizes = [len(normal), len(anomalous)]
-        wrong = [int(np.sum(normal > threshold)), int(np.sum(anomalous <= threshold))]
-        totals = [np.array(float(size)) for size in sizes]
-        exact = threshold_metrics(np.array(float(wrong[0])), totals[0], np.array(float(wrong[1])), totals[1])
-        drawn = [_binomial(size, count, rng) for size, count in zip(sizes, wrong, strict=True)]
-        resampled = threshold_metrics(drawn[0], totals[0], drawn[1], totals[1])
-        estimates |= {name: Estimate(float(value), resampled[name]) for name, value in exact.items()}
+        alarms, misses = int(np.sum(normal > threshold)), int(np.sum(anomalous <= threshold))
+        if len(anomalous):
+            drawn = (_binomial(len(normal), alarms, rng), _binomial(len(anomalous), misses, rng))
+            exact_f1, resampled_f1 = (_f1(wrong, len(anomalous)) for wrong in ((alarms, misses), drawn))
+            estimates["F1"] = Estimate.resampled(exact_f1, resampled_f1)
+            estimates["miss rate"] = Estimate.rate(misses, len(anomalous))
+        if len(normal):
+            estimates["false-alarm rate"] = Estimate.rate(alarms, len(normal))
     return estimates
+
+
+def _f1(wrong: tuple[Any, Any], anomalies: int) -> Any:  # noqa: ANN401 - numbers or arrays
+    alarms, misses = wrong
+    hits = anomalies - misses
+    return 2 * hits / (hits + alarms + anomalies)
 
 
 def pixel_metrics(
@@ -167,15 +167,18 @@ def pixel_metrics(
     exact, resampled = ranking_metrics(total_normal, total_anomalous), ranking_metrics(normals, anomalies)
     exact["AUPRO"] = aupro(total_normal, regions.sum(axis=0, dtype=np.float64))
     resampled["AUPRO"] = aupro(normals, overlaps)
-    return {name: Estimate(float(value), resampled[name]) for name, value in exact.items()}
+    return {name: Estimate.resampled(float(value), resampled[name]) for name, value in exact.items()}
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Average a metric over independent sets of images."""
-    return Estimate(
-        float(np.mean([estimate.value for estimate in estimates])),
-        np.mean([estimate.replicates for estimate in estimates], axis=0),
-    )
+    """Average a metric over independent sets of images; of rates, distances to the limits add in squares (Newcombe)."""
+    values, low, high = (np.array([getattr(one, name) for one in estimates]) for name in ("value", "low", "high"))
+    value = float(values.mean())
+    replicates = [one.replicates for one in estimates if one.replicates is not None]
+    if replicates:
+        return Estimate.resampled(value, np.mean(replicates, axis=0))
+    below, above = (float(np.linalg.norm(values - end)) / len(values) for end in (low, high))
+    return Estimate(value, value - below, value + above)
 
 
 def best_threshold(scores: Array, labels: NDArray[np.int64]) -> float | None:

@@ -42,10 +42,7 @@ def _lines(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:
                 "reading and pictures included"
             ),
         )
-    for name in ("image AUROC", "image F1", "pixel AUROC"):
-        estimate = run.metrics.get(name)
-        if estimate is not None:
-            yield name, f"{estimate.value:.3f} (95 % interval {estimate.low:.3f} to {estimate.high:.3f})"
+    yield from _metrics(run)
     threshold, origin = run.threshold
     if threshold is not None:
         labels, scores = run.results.labels[run.scored], run.scores[run.scored]
@@ -61,3 +58,12 @@ def _lines(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:
     if checkpoint:
         export = ["anomalib", "export", "--model", run.model, "--export_type", "openvino", "--ckpt_path", checkpoint]
         yield "Next", shlex.join(export)
+
+
+def _metrics(run: Run) -> Iterator[tuple[str, str]]:
+    if not run.counts["anomalous"]:
+        yield "image AUROC", "no defective test images"
+    for name in ("image AUROC", "image F1", "pixel AUROC"):
+        estimate = run.metrics.get(name)
+        if estimate is not None:
+            yield name, f"{estimate.value:.3f} (95 % interval {estimate.low:.3f} to {estimate.high:.3f})"

@@ -147,7 +147,11 @@ class ImageScore(FittedBuffers):
 
     def forward(self, values: Tensor, cluster: Tensor) -> Tensor:
         """Score maps ``(B, h, w)`` of images of clusters ``(B,)``: shape ``(B,)``."""
+        return self.of_terms(self.terms(values), cluster)
+
+    def of_terms(self, terms: Tensor, cluster: Tensor) -> Tensor:
+        """Return scores ``(B,)`` of terms ``(B, 2)`` of images of clusters ``(B,)``."""
         scale, offset = (
             (self.scale, self.offset) if len(self.scale) == 1 else (self.scale[cluster], self.offset[cluster])
         )
-        return (self.terms(values) * scale + offset).sum(dim=1)
+        return (terms * scale + offset).sum(dim=1)

@@ -179,13 +179,9 @@ class DiffusionTraining(LightningModule):
         """Metrics that are computed by default."""
         return default_evaluator()
 
-    def configure_post_processor(self) -> PostProcessor | None:
-        """Post-processor that is used by default: anomalib's, or ours where there is a false-alarm rate."""
-        rate = self.hparams["false_alarm_rate"]
-        if rate is not None:
-            return FalseAlarmPostProcessor(rate)
-        default: PostProcessor | None = super().configure_post_processor()  # type: ignore[misc] # AnomalibModule's
-        return default
+    def configure_post_processor(self) -> PostProcessor:
+        """Post-processor that is used by default."""
+        return FalseAlarmPostProcessor(self.hparams["false_alarm_rate"])
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -480,6 +476,7 @@ class DiffusionTraining(LightningModule):
         try:
             if not validated:
                 self._validate()
+            self._set_thresholds()
             self._thresholds_missing = False
         finally:
             self._save()
@@ -503,6 +500,17 @@ class DiffusionTraining(LightningModule):
             loop.run()
         finally:
             self.trainer.training = True
+
+    def _set_thresholds(self) -> None:
+        """Take training images where there were no validation images, and say so where there is no threshold at all."""
+        own = self.post_processor
+        if isinstance(own, FalseAlarmPostProcessor) and own.is_waiting:
+            own.on_validation_epoch_end(self.trainer, self)
+        if isinstance(own, FalseAlarmPostProcessor) and own.image_threshold.isnan() and not self.trainer.fast_dev_run:
+            logger.warning(
+                "There is no threshold, and scores are the model's own: neither the validation data nor the training "
+                "have normal images to set one by; use --data.val_split_mode from_train."
+            )
 
     def _save_final(self, callback: ModelCheckpoint) -> None:
         """Save the finished model where a checkpoint callback keeps its latest.
@@ -567,7 +575,7 @@ class DiffusionTraining(LightningModule):
         """Tell whether thresholds by a false-alarm rate are wanted that a checkpoint does not have."""
         saved, own = checkpoint.get(_POST_PROCESSOR_KEY) or {}, self.post_processor
         names = ("false_alarm_rate", "extrapolate", "images")
-        wanted = isinstance(own, FalseAlarmPostProcessor)
+        wanted = getattr(own, "false_alarm_rate", None) is not None
         return wanted and any(saved.get(name) != getattr(own, name) for name in names)
 
     def _set_thresholds_anew(self, checkpoint: dict[str, Any], fn: TrainerFn | None) -> None:
@@ -596,12 +604,14 @@ class DiffusionTraining(LightningModule):
         self._thresholds_missing = True
 
     def _adopt_post_processor(self, checkpoint: dict[str, Any]) -> None:
-        """Have a post-processor of ours where the checkpoint does; anomalib restores no other than is there."""
-        saved = checkpoint.get(_POST_PROCESSOR_KEY) or {}
-        replaced = self.post_processor
-        if replaced is None or "false_alarm_rate" not in saved or isinstance(replaced, FalseAlarmPostProcessor):
+        """Have a post-processor of ours where the checkpoint does, or else anomalib's; it restores no other class."""
+        saved, replaced = checkpoint.get(_POST_PROCESSOR_KEY), self.post_processor
+        if replaced is None or not saved:
             return
-        self.post_processor = FalseAlarmPostProcessor(saved["false_alarm_rate"])
+        wanted = FalseAlarmPostProcessor if "false_alarm_rate" in saved else PostProcessor
+        if isinstance(replaced, FalseAlarmPostProcessor) == (wanted is FalseAlarmPostProcessor):
+            return
+        self.post_processor = wanted()
         if self._trainer is not None:
             callbacks = self.trainer.callbacks
             callbacks[:] = [self.post_processor if callback is replaced else callback for callback in callbacks]

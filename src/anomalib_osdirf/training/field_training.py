@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import torch
-from anomalib.data import InferenceBatch
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,7 +22,7 @@ from anomalib_osdirf.export.exact_export import image_size_of
 from anomalib_osdirf.features import StreamingMoments, coarse, tiles
 from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.field_network import FieldNetwork
-from anomalib_osdirf.models.scorer import Painted, significant_gain
+from anomalib_osdirf.models.scorer import Fit, Painted, significant_gain
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.progress import images_of
 from anomalib_osdirf.scoring.painting import covered_positions, paint
@@ -413,51 +412,42 @@ class FieldTraining(DiffusionTraining):
                 field, fine = network.fields_of(features)
                 yield Painted(field, fine, covered, numbers // pieces)
 
-        found = scorer.fit(images, painted, self.processes)
+        def fit() -> Fit:
+            return scorer.fit(images, painted, self.processes, self._image_size)
+
+        fitted = fit()
         ended = self.trainer.global_step >= self.trainer.estimated_stepping_batches
-        if ended and len(found) and not self.needs_denoiser and self.explained_share > 0:
-            self._compare_with_none(found, lambda: scorer.fit(images, painted, self.processes))
+        if ended and len(fitted.found) and not self.needs_denoiser and self.explained_share > 0:
+            fitted = self._compare_with_none(fitted, fit)
         logger.info("Scorer: fitted on %d %s.", scorer.num_images, self._pieces)
         own = self.post_processor
-        if isinstance(own, FalseAlarmPostProcessor) and (
-            own.choose_source(self, self.trainer.datamodule) == "training"
-        ):
-            scorer.fit(images, painted, self.processes, partial(self._add_held_out, own), self._image_size)
-            own.fit("training")
+        if isinstance(own, FalseAlarmPostProcessor) and self.reason_no_held_out_scores is None:
+            of_tiles = fitted.held_out.unflatten(0, (-1, pieces))
+            own.note_training(torch.cat([of_tiles[..., :2].amax(dim=1), of_tiles[..., 2:].amin(dim=1)], dim=1))
 
-    def _compare_with_none(self, found: Tensor, fit: Callable[[], Tensor]) -> None:
+    def _compare_with_none(self, fitted: Fit, fit: Callable[[], Fit]) -> Fit:
         """Leave the denoiser out where the densities alone find clearly more of the painted anomalies.
 
         Args:
-            found: Share that is found of each image, with the denoiser.
-            fit: Fits the scorer to the fields of the present network, and returns the same of it.
+            fitted: The scorer's fit with the denoiser.
+            fit: Fits the scorer to the fields of the present network.
+
+        Returns:
+            The fit that the model is left with.
         """
         kept = copy.deepcopy(self.model.state_dict())
         self.model.network.leave_out_denoiser()
         alone = fit()
-        left_out = significant_gain(alone, found) > 0
+        left_out = significant_gain(alone.found, fitted.found) > 0
         if not left_out:
             self.model.load_state_dict(kept)
         logger.info(
             "Denoiser: %s, as %.1f %% of the painted anomalies are found with it and %.1f %% by the densities alone.",
             "left out" if left_out else "kept",
-            100 * float(found.mean()),
-            100 * float(alone.mean()),
+            100 * float(fitted.found.mean()),
+            100 * float(alone.found.mean()),
         )
-
-    def _add_held_out(self, post_processor: FalseAlarmPostProcessor, batch: InferenceBatch) -> None:
-        """Have the post-processor note held-out scores of images, or of all tiles of images."""
-        count = self._pieces_per_image
-        score: Any = batch.pred_score
-        anomaly_map: Any = batch.anomaly_map
-        images = len(score) // count
-        post_processor.add(
-            InferenceBatch(
-                pred_score=score.view(images, count).amax(dim=1),
-                anomaly_map=anomaly_map.reshape(images, 1, -1, anomaly_map.shape[-1]),
-            ),
-            normal=True,
-        )
+        return alone if left_out else fitted
 
     def _describe_denoiser(self) -> None:
         network = self.model.network

@@ -74,7 +74,8 @@ def test_raw_scores_are_normalised_by_the_metadata(tmp_path: Path) -> None:
 def test_scores_have_the_p_values_of_the_metadatas_rate(tmp_path: Path, included: bool) -> None:
     """Raw scores are normalised by knots; half a step above the threshold of brightness 0.5 the exponent is 9/8."""
     knots = [0.05 * number for number in range(5, 15)]
-    metadata = {"post_processor": included, "false_alarm_rate": 0.01, "image_knots": knots, "pixel_knots": knots}
+    calibration = {"image": {"false_alarm_rate": 0.01}}
+    metadata = {"post_processor": included, "calibration": calibration, "image_knots": knots, "pixel_knots": knots}
     result = load_scorer(brightness_model(tmp_path, **metadata)).score(np.full((9, 9, 3), 0.525, np.float32))
     expected = 0.525 / 0.475 if included else 9 / 8
     assert result.p_value == pytest.approx(0.01**expected, rel=1e-4)

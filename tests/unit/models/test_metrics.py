@@ -11,7 +11,7 @@ import torch
 from anomalib.metrics import AnomalibMetric
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from anomalib_osdirf.models.metrics import AP, AUROC, F1Max
+from anomalib_osdirf.models.metrics import AP, AUPRO, AUROC, F1Max
 
 
 def _best_f1(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -38,6 +38,19 @@ def test_order_is_all_that_counts(
         )
         computed.update(batch)
     assert float(computed.compute()) == pytest.approx(reference(truth, scores), abs=1e-5)
+
+
+@pytest.mark.parametrize("metric", [AUROC, AP, F1Max, AUPRO])
+@pytest.mark.parametrize("anomalous", [False, True])
+def test_one_class_alone_has_no_metric(metric: type[AnomalibMetric], anomalous: bool) -> None:
+    """And a metric that was reset knows nothing of what it had seen."""
+    computed = metric(fields=["anomaly_map", "gt_mask"])
+    both = torch.zeros(2, 4, 4, dtype=torch.bool)
+    both[:, 1:3, 1:3] = True
+    for mask, meaningful in ((both, True), (torch.full_like(both, anomalous), False)):
+        computed.update(SimpleNamespace(anomaly_map=torch.rand(2, 4, 4), gt_mask=mask))
+        assert torch.isfinite(computed.compute()) == meaningful
+        computed.reset()
 
 
 def test_metrics_without_ground_truth_are_left_out() -> None:

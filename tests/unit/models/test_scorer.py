@@ -105,12 +105,10 @@ def _score(scorer: Scorer, fine: Tensor, size: tuple[int, int] = (GRID, GRID)) -
     return scorer(coarse(fine), fine, size)
 
 
-def _held_out(scorer_density: str, fine: Tensor, size: tuple[int, int] = (16, 16)) -> tuple[Scorer, Tensor, Tensor]:
-    """Return a fitted scorer, and scores and maps of its training images, each held out."""
-    batches: list[InferenceBatch] = []
-    scorer = _fitted(fine, scorer_density, held_out=batches.append, size=size)
-    scores, maps = (torch.cat([getattr(one, name) for one in batches]) for name in ("pred_score", "anomaly_map"))
-    return scorer, scores, maps
+def _held_out(scorer_density: str, fine: Tensor) -> tuple[Scorer, Tensor]:
+    """Return a fitted scorer, and score, largest and smallest value of the map of its training images, held out."""
+    scorer = Scorer(scorer_density)
+    return scorer, scorer.fit(_images(fine), size=(16, 16)).held_out
 
 
 # ------------------------------------------------------------------ maps and scores
@@ -159,17 +157,18 @@ def test_new_normal_maps_have_mean_0_and_deviation_1_of_each_of_their_terms(dens
 @pytest.mark.parametrize("density", ["position", "mixture"])
 def test_held_out_scores_are_nearer_to_those_of_new_images_than_seen_ones(density: str) -> None:
     """Where there are few images, which a density knows too well."""
-    scorer, scores, maps = _held_out(density, _aligned(24))
-    seen, new = (_score(scorer, fine).pred_score.median() for fine in (_aligned(24), _aligned(400, seed=1)))
-    assert maps.shape == (24, 1, 16, 16)
-    assert seen < scores.median()
-    assert abs(scores.median() - new) < abs(seen - new) / 2
+    scorer, held_out = _held_out(density, _aligned(24))
+    batches = (_score(scorer, fine, (16, 16)) for fine in (_aligned(24), _aligned(400, seed=1)))
+    seen, new = (torch.stack([one.pred_score, one.anomaly_map.flatten(1).amax(dim=1)]).median(dim=1) for one in batches)
+    for value, of_seen, of_new in zip(held_out[:, :2].median(dim=0).values, seen.values, new.values, strict=True):
+        assert of_seen < value
+        assert abs(value - of_new) < abs(of_seen - of_new) / 2
 
 
 @pytest.mark.parametrize("density", STRUCTURES)
 def test_the_median_held_out_image_scores_0(density: str) -> None:
     """Each of the two terms has a median of 0."""
-    _, scores, _ = _held_out(density, _aligned(41))
+    scores = _held_out(density, _aligned(41))[1][:, 0]
     assert abs(float(scores.median())) < 0.7
     assert 0.5 < float(scores.std()) < 6
 
@@ -301,9 +300,9 @@ def test_the_fit_tells_how_much_of_the_painted_anomalies_its_structure_finds(str
     fine = DRAW[structure](40)
     painted = _painted(fine, PAINT[structure](fine))
     for density in ("auto", structure):
-        found = Scorer(density).fit(_images(fine), painted)
+        found = Scorer(density).fit(_images(fine), painted).found
         np.testing.assert_allclose(found.numpy(), _Trial(structure, fine).found(painted()), atol=1e-6)
-    assert len(Scorer("standard").fit(_images(fine))) == 0
+    assert len(Scorer("standard").fit(_images(fine)).found) == 0
 
 
 @pytest.mark.parametrize("likelier", ["position", "mixture"])
@@ -394,9 +393,9 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_scores_are_finite(name: str, density: str) -> None:
     """Of new images, and of training images that are held out."""
-    scorer, scores, maps = _held_out(density, ODD[name])
+    scorer, held_out = _held_out(density, ODD[name])
     new = _score(scorer, torch.cat([ODD[name][:2], _anywhere(3, seed=1), 1000 * _aligned(2)]))
-    for values in (scores, maps, new.pred_score, new.anomaly_map):
+    for values in (held_out, new.pred_score, new.anomaly_map):
         assert torch.isfinite(values).all()
 
 
@@ -476,11 +475,9 @@ def test_a_cluster_that_no_image_chooses_any_more_stays_finite(density: str) -> 
 
 
 def test_fitting_anew_tells_held_out_scores() -> None:
-    fine, batches = _aligned(20), list[InferenceBatch]()
-    scorer, scores, maps = _held_out("position", fine)
-    scorer.refit(_images(fine), batches.append, (16, 16))
-    torch.testing.assert_close(torch.cat([one.pred_score for one in batches]), scores, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(torch.cat([one.anomaly_map for one in batches]), maps, rtol=1e-4, atol=1e-4)
+    fine = _aligned(20)
+    scorer, held_out = _held_out("position", fine)
+    torch.testing.assert_close(scorer.refit(_images(fine), (16, 16)), held_out, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_have_covariances_of_their_own_in_the_field_and_shared_ones_in_fine_features() -> None:

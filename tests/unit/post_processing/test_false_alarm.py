@@ -33,7 +33,7 @@ def _scores(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _fitted(rate: float = 0.05, *more: ImageBatch, **arguments: Any) -> FalseAlarmPostProcessor:
+def _fitted(rate: float | None = 0.05, *more: ImageBatch, **arguments: Any) -> FalseAlarmPostProcessor:
     post_processor = FalseAlarmPostProcessor(rate, **arguments)
     for batch in (_batch(_scores(99)), *more):
         post_processor.on_validation_batch_end(None, None, batch)
@@ -47,19 +47,25 @@ def test_the_rate_is_the_share_of_normal_images_above_the_thresholds() -> None:
     assert float(post_processor.pixel_threshold) == pytest.approx(2 + float(scores[-5]))
     batch = _batch(_scores(20_000, seed=1))
     post_processor.post_process_batch(batch)
-    low, high = post_processor.calibration["image_interval"]
+    low, high = post_processor.calibration["image"]["interval"]
     assert low < batch.pred_label.float().mean() < high
     torch.testing.assert_close(batch.pred_mask.flatten(1).any(dim=1), batch.pred_label)
 
 
+def _rows(count: int, seed: int = 0) -> Tensor:
+    """Held-out training images: score, largest and smallest value of the map."""
+    batch = _batch(_scores(count, seed))
+    maps = batch.anomaly_map.flatten(1)
+    return torch.stack([batch.pred_score, maps.amax(dim=1), maps.amin(dim=1)], dim=1)
+
+
 def test_held_out_training_images_set_the_thresholds_that_as_many_validation_images_would() -> None:
-    """They have no labels: all are normal."""
-    reference, other, batch = _fitted(), FalseAlarmPostProcessor(0.05), _batch(_scores(99))
-    other.add(InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map), normal=True)
-    other.fit("training")
+    reference, other = _fitted(), FalseAlarmPostProcessor(0.05)
+    other.note_training(_rows(99))
+    other.fit()
     for name, value in reference.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
-    assert other.source == "training"
+    assert other.calibration["image"]["source"] == "training"
 
 
 def test_anomalous_validation_images_change_nothing() -> None:
@@ -148,6 +154,160 @@ def test_what_was_fitted_outlasts_a_refusal() -> None:
     assert post_processor.checkpoint_config() | {"threshold": float(post_processor.image_threshold)} == before
 
 
+# ------------------------------------------------------------------ without a rate
+
+
+def _batches(masks: bool) -> tuple[ImageBatch, ImageBatch]:
+    """Normal images that score 0 to 3, and anomalous ones that score 10 to 14, with maps up to 2 above the score."""
+    normal, anomalous = _batch(torch.arange(4.0)), _batch(10 + torch.arange(5.0), anomalous=True)
+    if masks:
+        normal.gt_mask = torch.zeros(4, 6, 5, dtype=torch.bool)
+        anomalous.gt_mask = torch.zeros(5, 6, 5, dtype=torch.bool)
+        anomalous.gt_mask[:, 0, 0] = True
+    return normal, anomalous
+
+
+def _default(*batches: ImageBatch, training: int = 0) -> FalseAlarmPostProcessor:
+    post_processor = FalseAlarmPostProcessor()
+    if training:
+        post_processor.note_training(_rows(training))
+    for batch in batches:
+        post_processor.on_validation_batch_end(None, None, batch)
+    post_processor.on_validation_epoch_end(None, None)
+    return post_processor
+
+
+def test_the_threshold_of_the_best_f1_lies_midway_between_its_neighbours() -> None:
+    post_processor = _default(*_batches(masks=True))
+    assert post_processor.image_threshold == (3 + 10) / 2
+    assert post_processor.pixel_threshold == (5 + 12) / 2
+    assert post_processor.calibration == {}
+
+
+def test_each_image_is_on_its_side_of_the_threshold_of_the_best_f1() -> None:
+    """With anomalib's the lowest defect is on the threshold, and called normal."""
+    post_processor = _default(*_batches(masks=True))
+    for batch in _batches(masks=True):
+        post_processor.post_process_batch(batch)
+        assert torch.equal(batch.pred_label, batch.gt_label)
+        assert torch.equal(batch.pred_mask.squeeze(1), batch.gt_mask)
+
+
+def test_with_the_best_f1_scores_are_normalised_as_by_anomalib() -> None:
+    post_processor = _default(*_batches(masks=True))
+    batch = _batches(masks=True)[0]
+    raw = batch.pred_score.clone()
+    post_processor.post_process_batch(batch)
+    torch.testing.assert_close(batch.pred_score, ((raw - 6.5) / 14 + 0.5).clamp(0, 1))
+
+
+def test_where_all_are_called_anomalous_none_lies_on_the_threshold() -> None:
+    normal, anomalous = _batch(torch.full((1,), 5.0)), _batch(torch.tensor([5.0, 6, 7]), anomalous=True)
+    _default(normal, anomalous).post_process_batch(anomalous)
+    assert anomalous.pred_label.all()
+
+
+def test_neighbouring_scores_in_floating_point_are_told_apart() -> None:
+    lower = torch.tensor([0.1])
+    higher = torch.nextafter(lower, torch.ones(1))
+    post_processor = _default(_batch(lower), _batch(higher, anomalous=True))
+    assert lower <= post_processor.image_threshold < higher
+
+
+def test_without_masks_the_pixel_threshold_is_that_of_normal_images() -> None:
+    """No normal map exceeds it, and the scores' threshold stays that of the best F1."""
+    batches = _batches(masks=False)
+    post_processor = _default(*batches)
+    assert post_processor.image_threshold == (3 + 10) / 2
+    assert post_processor.pixel_threshold == 5
+    assert set(post_processor.calibration) == {"pixel"}
+    for batch in batches:
+        post_processor.post_process_batch(batch)
+        shares = batch.pred_mask.flatten(1).float().mean(dim=1)
+        assert torch.equal(shares > 0, batch.gt_label)
+        assert (shares < 0.1).all()
+
+
+def test_levels_of_both_kinds_are_exported_and_restored() -> None:
+    """The normalised values of each are its own."""
+    fitted, restored = _default(*_batches(masks=False)), FalseAlarmPostProcessor()
+    restored.load_state_dict(fitted.state_dict())
+    restored.load_checkpoint_config(fitted.checkpoint_config())
+    batch = _batches(masks=False)[1]
+    exported = restored(InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map))
+    fitted.post_process_batch(batch)
+    for name, value in exported._asdict().items():
+        assert torch.equal(getattr(batch, name), value), name
+
+
+@pytest.mark.parametrize(
+    ("normal", "training", "rate", "source"),
+    [
+        (4, 38, 1 / 39, "training"),
+        (40, 38, 1 / 41, "validation"),
+        (100, 500, 0.01, "validation"),
+        (3, 0, 0.25, "validation"),
+    ],
+)
+def test_without_defects_the_rate_is_1_percent_or_what_the_images_support(
+    normal: int, training: int, rate: float, source: str
+) -> None:
+    post_processor = _default(_batch(_scores(normal, seed=1)), training=training)
+    for level in ("image", "pixel"):
+        found = post_processor.calibration[level]
+        assert (found["false_alarm_rate"], found["source"]) == (pytest.approx(rate), source)
+
+
+def test_the_log_says_which_rate_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "anomalib_osdirf"):
+        _default(*_batches(masks=False)[:1], training=38)
+    image, pixel = caplog.messages
+    assert "no defective images" in image
+    assert "no masks" in pixel
+    for message in (image, pixel):
+        assert "from 38 training images" in message
+        assert "2.6 % (1 % takes 99 images)" in message
+
+
+@pytest.mark.parametrize("scores", [[4.0], [-4.0, -4.0], [0.0] * 7, [1.0, 2.0]])
+def test_few_or_equal_normal_images_have_a_threshold_that_scores_lie_around(scores: list[float]) -> None:
+    """The highest of them; what is above has a label, in order and not cut off."""
+    post_processor = _default(_batch(torch.tensor(scores)))
+    raw = max(scores) + torch.tensor([-50.0, -1, 0, 1, 50, 100])
+    result = post_processor(InferenceBatch(pred_score=raw))
+    assert result.pred_label.tolist() == [False, False, False, True, True, True]
+    assert (result.pred_score.diff() > 0).all()
+    assert ((result.pred_score > 0) & (result.pred_score < 1)).all()
+
+
+def test_defects_alone_leave_the_threshold_to_training_images() -> None:
+    """The best F1 would call everything anomalous."""
+    post_processor = _default(_batch(5 + torch.arange(3.0), anomalous=True), training=20)
+    assert post_processor.calibration["image"]["source"] == "training"
+
+
+def test_a_later_validation_leaves_what_training_images_set() -> None:
+    post_processor = _default(training=20)
+    before = post_processor.image_threshold.clone()
+    post_processor.on_validation_batch_end(None, None, _batch(100 + _scores(9)))
+    assert post_processor.fit() == []
+    assert torch.equal(post_processor.image_threshold, before)
+
+
+def test_without_any_normal_image_nothing_is_set() -> None:
+    post_processor = _default(_batch(torch.arange(3.0), anomalous=True))
+    assert post_processor.image_threshold.isnan()
+
+
+def test_a_sensitivity_that_was_asked_for_outlasts_the_checkpoints() -> None:
+    other = FalseAlarmPostProcessor(image_sensitivity=0.6)
+    other.load_checkpoint_config(FalseAlarmPostProcessor(pixel_sensitivity=0.7).checkpoint_config())
+    assert (other.image_sensitivity, other.pixel_sensitivity) == (0.6, 0.7)
+
+
+# ------------------------------------------------------------------ which images
+
+
 def _datamodule(normal: int, training: int) -> Any:
     frame = pd.DataFrame({"label_index": [0] * normal + [1] * 7})
     return SimpleNamespace(train_data=range(training), val_data=SimpleNamespace(samples=frame))
@@ -155,6 +315,14 @@ def _datamodule(normal: int, training: int) -> Any:
 
 def _module(reason: str | None) -> Any:
     return SimpleNamespace(reason_no_held_out_scores=reason)
+
+
+def _source(post_processor: FalseAlarmPostProcessor, normal: int, training: int) -> str:
+    if training:
+        post_processor.note_training(_rows(training))
+    post_processor.on_validation_batch_end(None, None, _batch(_scores(normal)))
+    post_processor.fit()
+    return post_processor.calibration["image"]["source"]
 
 
 @pytest.mark.parametrize(
@@ -167,14 +335,13 @@ def _module(reason: str | None) -> Any:
     ],
 )
 def test_source_of_the_thresholds(normal: int, training: int, images: str, source: str) -> None:
-    post_processor = FalseAlarmPostProcessor(0.05, images=images)
-    assert post_processor.choose_source(_module(None), _datamodule(normal, training)) == source
+    assert _source(FalseAlarmPostProcessor(0.05, images=images), normal, training) == source
 
 
 def test_extrapolation_takes_the_larger_set() -> None:
     post_processor = FalseAlarmPostProcessor(1e-4, extrapolate=True)
-    assert post_processor.choose_source(_module(None), _datamodule(50, 90)) == "training"
-    assert post_processor.choose_source(_module(None), _datamodule(90, 50)) == "validation"
+    assert _source(post_processor, 50, 90) == "training"
+    assert _source(post_processor, 90, 50) == "validation"
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ def test_page_tells_metrics_kinds_and_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "remark"),
     [
-        ([0, 0, 0], "There are no anomalous images"),
+        ([0, 0, 0], "There are no defective test images"),
         ([1, 1], "There are no normal images"),
-        ([0], "no anomalous images"),
+        ([0], "no defective test images"),
     ],
 )
 def test_pages_without_a_class_or_of_one_image(tmp_path: Path, labels: list[int], remark: str) -> None:
@@ -71,6 +71,13 @@ def test_pages_without_a_class_or_of_one_image(tmp_path: Path, labels: list[int]
     html, data = _make(tmp_path, images)
     assert remark in html
     assert data["runs"][0]["curves"] == {"roc": [], "pr": []}
+
+
+def test_a_metric_that_takes_defective_images_has_no_value_without_them(tmp_path: Path) -> None:
+    images = [image_result(f"test/x/{number}.png", 0, 3.0 * number) for number in range(3)]
+    html, _ = _make(tmp_path, images, metrics={"image_AUROC": float("nan"), "image_AP": 0.25})
+    assert re.search(r">image AUROC</th><td><span[^>]*>n/a<", html)
+    assert re.search(r">image AP</th><td>0.250", html)
 
 
 def test_page_without_masks_maps_pictures_paths_scores_and_labels(tmp_path: Path) -> None:

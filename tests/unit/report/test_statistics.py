@@ -72,6 +72,19 @@ def test_grouping_many_scores_changes_intervals_little(monkeypatch: pytest.Monke
     assert grouped.replicates.mean() == pytest.approx(single.replicates.mean(), abs=2e-3)
 
 
+def test_intervals_of_rates_are_wilsons() -> None:
+    """The reference is statsmodels' formula, by hand; of several categories, that of the mean is narrower."""
+    labels = np.repeat([0, 1], [20, 5])
+    metrics = statistics.image_metrics(np.repeat([0.0, 1.0], [20, 5]), labels, threshold=0.5)
+    z = 1.959964
+    for name, count in (("false-alarm rate", 20), ("miss rate", 5)):
+        assert (metrics[name].value, metrics[name].low) == (0, 0)
+        assert metrics[name].high == pytest.approx(z**2 / (count + z**2), abs=1e-6)
+    together = statistics.mean([metrics["miss rate"]] * 4)
+    assert (together.value, together.low) == (0, 0)
+    assert together.high == pytest.approx(metrics["miss rate"].high / 2)
+
+
 def test_one_class_alone_gives_its_rate_only() -> None:
     scores = np.array([0.1, 0.2, 0.9])
     assert set(statistics.image_metrics(scores, np.zeros(3, int), 0.5)) == {"false-alarm rate"}

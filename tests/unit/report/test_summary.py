@@ -41,6 +41,13 @@ def test_terminals_get_a_box_that_fits(folder: Path) -> None:
     assert "╰" in text
 
 
+def test_a_test_without_defective_images_says_so(tmp_path: Path) -> None:
+    images = [image for image in ordinary_images() if image.label == 0]
+    text = _summary(write_results(tmp_path, images, metrics={"image_AUROC": float("nan")}), terminal=False)
+    lines = dict(line.split(":", 1) for line in text.splitlines())
+    assert lines["image AUROC"].strip() == "no defective test images"
+
+
 def test_run_without_anything_but_images_is_summed_up(tmp_path: Path) -> None:
     folder = write_results(tmp_path, ordinary_images(2), post_processing=None, test=None)
     assert "Threshold:" in _summary(folder, terminal=False)

@@ -13,7 +13,7 @@ from anomalib_osdirf.diffusion import ddim_inversion, inversion_timesteps
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.field_network import FieldNetwork
-from anomalib_osdirf.models.scorer import Images, upsampled
+from anomalib_osdirf.models.scorer import Fit, Images, extremes_of_maps, upsampled
 from anomalib_osdirf.processes import ALONE, Processes
 
 IMAGE_SCORES = {"nll": ("nll",), "diff": ("diff",), "nll_diff": ("nll", "diff")}
@@ -89,8 +89,10 @@ class LatentScorer(nn.Module):
         """
         del fine
         length = field.float().square().sum(dim=1).sqrt()
-        score = (self._terms(length) * self.scale + self.offset).sum(dim=1)
-        return InferenceBatch(pred_score=score, anomaly_map=upsampled(length, size))
+        return InferenceBatch(pred_score=self._score(self._terms(length)), anomaly_map=upsampled(length, size))
+
+    def _score(self, terms: Tensor) -> Tensor:
+        return (terms * self.scale + self.offset).sum(dim=1)
 
     def _terms(self, length: Tensor) -> Tensor:
         """Terms of the score, shape ``(B, terms)``; the NLL without factor and constant, which standardising undoes."""
@@ -104,14 +106,17 @@ class LatentScorer(nn.Module):
         images: Images,
         painted: Callable[[], Iterable[Any]] | None = None,
         processes: Processes = ALONE,
-        held_out: Callable[[InferenceBatch], None] | None = None,
         size: Sequence[int] = (1, 1),
-    ) -> Tensor:
-        """Fit the constants, see :meth:`~anomalib_osdirf.models.scorer.Scorer.fit`; no density is fitted."""
+    ) -> Fit:
+        """Fit the constants, see :meth:`~anomalib_osdirf.models.scorer.Scorer.fit`; no density knows the images."""
         del painted
         moments = StreamingMoments()
+        terms, extremes = [], []
         for field, _, _ in images():
-            moments.update(self._terms(field.float().square().sum(dim=1).sqrt()))
+            length = field.float().square().sum(dim=1).sqrt()
+            terms.append(self._terms(length))
+            extremes.append(extremes_of_maps(length, None, size))
+            moments.update(terms[-1])
         moments = moments.pooled(processes)
         variance = moments.covariance().diagonal()
         deviation, root_mean_square = variance.sqrt(), (variance + moments.mean.square()).sqrt()
@@ -119,16 +124,12 @@ class LatentScorer(nn.Module):
         self.scale.copy_(scale)
         self.offset.copy_(-scale * moments.mean)
         self.num_images = moments.count
-        if held_out is not None:
-            for field, fine, _ in images():
-                held_out(self(field, fine, size))
-        return self.scale.new_zeros(0)
+        scores = self._score(torch.cat(terms))
+        return Fit(self.scale.new_zeros(0), torch.cat([scores[:, None], torch.cat(extremes)], dim=1))
 
-    def refit(
-        self, images: Images, held_out: Callable[[InferenceBatch], None] | None = None, size: Sequence[int] = (1, 1)
-    ) -> None:
+    def refit(self, images: Images, size: Sequence[int] = (1, 1)) -> Tensor:
         """Fit anew on the latents of a changed network."""
-        self.fit(images, held_out=held_out, size=size)
+        return self.fit(images, size=size).held_out
 
     def buffers_in_use(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and value of the buffers that :meth:`refit` changes and scoring reads."""
