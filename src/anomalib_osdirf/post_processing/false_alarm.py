@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_RATE = 0.01
 SOURCES = ("auto", "validation", "training")
 LEVELS = ("image", "pixel")
-_TAKEN_BY_F1 = {"image": "defective images beside normal ones", "pixel": "masks of defects"}
+_TAKEN_BY_F1 = {"image": "normal and defective validation images", "pixel": "masks of defects"}
 _NAMES = {
     "validation": "held-out normal images",
     "training": "training images, each held out",
@@ -330,10 +330,10 @@ class FalseAlarmPostProcessor(PostProcessor):
         rate, images = found["false_alarm_rate"], found["images"]
         reason = few = ""
         if self.false_alarm_rate is None:
-            reason = f", as the validation data have no {_TAKEN_BY_F1[level]}"
+            reason = f" (the best F1 takes {_TAKEN_BY_F1[level]})"
             if rate > DEFAULT_RATE:
                 few = f" ({_percent(DEFAULT_RATE)} takes {images_needed(DEFAULT_RATE)} images)"
-        extrapolated = "" if supports(images, rate) else ", extrapolated"
+        extrapolated = ", extrapolated" if rate < (1 - 1e-9) / (images + 1) else ""
         low, high, level_of = (_percent(share) for share in (*found["interval"], LEVEL))
         return (
             f"{start}from {images} {_NAMES[found['source']]}{reason}: the false-alarm rate {_percent(rate)}{few} lies "

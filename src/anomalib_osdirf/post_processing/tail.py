@@ -102,7 +102,7 @@ def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str
 
 
 def calibrate_without_spread(scores: Array, rate: float) -> Calibration:
-    """Calibrate on one or two scores, or equal ones, which tell no spread: log p is in proportion to the score.
+    """Calibrate on one or two scores, or equal ones, which tell no spread: their size, or 1, stands in for it.
 
     Args:
         scores: Scores of normal images, ``(n,)``; the largest is the threshold.
@@ -112,7 +112,7 @@ def calibrate_without_spread(scores: Array, rate: float) -> Calibration:
         The calibration.
     """
     highest = float(scores.max())
-    knots = highest + (np.array(EXPONENTS) - 1) * (abs(highest) or 1.0)
+    knots = highest + (np.array(EXPONENTS) - 1) * max(abs(highest), 1.0)
     return Calibration(tuple(knots.tolist()), _counted_interval(rate, len(scores)), len(scores))
 
 
