@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds from normal images alone, by a false-alarm rate, and p-values.
+"""Thresholds by the best F1 or, from normal images alone, by a false-alarm rate; p-values.
 
 ``tail`` has the statistics, as pure functions of arrays that import neither torch nor anomalib; ``false_alarm`` is
 anomalib's post-processor over them.

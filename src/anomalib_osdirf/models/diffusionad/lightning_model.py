@@ -88,11 +88,12 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
             image is read once more for that. A prediction does it in any case. Defaults to ``False``.
         false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
             normal images alone, and scores have p-values, see
-            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` leaves the thresholds to
-            anomalib, the best F1 on validation images with anomalies. Defaults to ``None``.
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` takes the best F1
+            where the validation data have defects, and masks of them for the pixel threshold; otherwise normal images,
+            at a rate of 1 % or the smallest that so many support. Defaults to ``None``.
         pre_processor: Pre-processor without normalisation, or ``True`` for a resize to 256 x 256. Defaults to ``True``.
-        post_processor: Post-processor, or ``True`` for anomalib's or, with a ``false_alarm_rate``, ours. Defaults to
-            ``True``.
+        post_processor: Post-processor, or ``True`` for
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. Defaults to ``True``.
         evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
             ``True``.
         visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.

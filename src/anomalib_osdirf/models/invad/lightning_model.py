@@ -71,12 +71,13 @@ class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] #
             slower trainings in less memory, for large denoisers. Defaults to ``False``.
         false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
             normal images alone, and scores have p-values, see
-            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` leaves the thresholds to
-            anomalib, the best F1 on validation images with anomalies. Defaults to ``None``.
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` takes the best F1
+            where the validation data have defects, and masks of them for the pixel threshold; otherwise normal images,
+            at a rate of 1 % or the smallest that so many support. Defaults to ``None``.
         pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and ImageNet normalisation. Defaults to
             ``True``.
-        post_processor: Post-processor, or ``True`` for anomalib's or, with a ``false_alarm_rate``, ours. Defaults to
-            ``True``.
+        post_processor: Post-processor, or ``True`` for
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. Defaults to ``True``.
         evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
             ``True``.
         visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
