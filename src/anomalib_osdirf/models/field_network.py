@@ -111,10 +111,15 @@ class FieldNetwork(nn.Module):
             The field, shape ``(B, D, h, w)``, in noise standard deviations, and the fine features after PCA, shape
             ``(B, D, 2 h, 2 w)``.
         """
-        fine = self.projection(self._precise(features))
+        fine = self.fine_features(features)
         denoisers = [partial(self._predicted_noise, timestep) for timestep in self.timesteps]
         field = self.read(denoisers, coarse(fine), [self.schedule.abar(timestep) for timestep in self.timesteps])
         return field, fine
+
+    def fine_features(self, features: Tensor) -> Tensor:
+        """Return the fine features alone, see :meth:`fields_of`."""
+        fine: Tensor = self.projection(self._precise(features))
+        return fine
 
     def _predicted_noise(self, timestep: int, z: Tensor) -> Tensor:
         timesteps = torch.full((len(z),), timestep, device=z.device)

@@ -3,7 +3,7 @@
 """From the field to the anomaly map and the image score: everything that is fitted on normal images after training."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, NamedTuple
@@ -64,6 +64,18 @@ class Painted:
     numbers: Tensor
 
 
+@dataclass
+class FineFit:
+    """The density of the fine features, fitted and cross-fitted, with its units; neither depends on the denoiser."""
+
+    density: CrossFitted
+    units: HeldOutUnits
+
+    def held_out(self, fine: Sample) -> Tensor:
+        """Return the map of images in units of held-out normal variation, by densities that lack the image."""
+        return self.units(self.density.held_out(fine), torch.zeros_like(fine.cluster))
+
+
 class Fit(NamedTuple):
     """What a fit tells.
 
@@ -71,10 +83,12 @@ class Fit(NamedTuple):
         found: Share of its painted positions that is found, of each image that has any, shape ``(N,)``.
         held_out: Score, largest and smallest value of the map of each of this process's images, scored as if it were
             new, shape ``(M, 3)``.
+        fine: The fits on fine features by structure.
     """
 
     found: Tensor
     held_out: Tensor
+    fine: Mapping[str, FineFit | None] = {}
 
 
 @dataclass
@@ -83,17 +97,14 @@ class _Trial:
 
     structure: str
     field: CrossFitted
-    fine: CrossFitted | None
     units: HeldOutUnits
-    fine_units: HeldOutUnits
     nll: float  # mean over held-out images and positions, nats
+    fine: FineFit | None
 
     def held_out(self, field: Sample, fine: Sample) -> tuple[Tensor, Tensor | None]:
         """Return both maps of images in units of held-out normal variation, each by densities that lack the image."""
         values = self.units(self.field.held_out(field), field.cluster)
-        if self.fine is None:
-            return values, None
-        return values, self.fine_units(self.fine.held_out(fine), torch.zeros_like(fine.cluster))
+        return values, None if self.fine is None else self.fine.held_out(fine)
 
 
 class Scorer(nn.Module):
@@ -158,6 +169,7 @@ class Scorer(nn.Module):
         painted: Callable[[], Iterable[Painted]] | None = None,
         processes: Processes = ALONE,
         size: Sequence[int] = (1, 1),
+        fine: Mapping[str, FineFit | None] | None = None,
     ) -> Fit:
         """Fit on normal training images: clusters, densities, units, constants of the image score.
 
@@ -166,16 +178,19 @@ class Scorer(nn.Module):
             painted: Returns images with painted anomalies, by which ``auto`` decides; ``None`` if there are none.
             processes: Distributed context.
             size: Height and width of the maps that held-out images have.
+            fine: :attr:`Fit.fine` of an earlier fit on the same images, whose clusters and fine densities stay.
 
         Returns:
             What is found of painted anomalies, and scores of held-out images.
         """
-        self.clusters.fit(lambda: (fine for _, fine, _ in images()), processes)
+        if fine is None:
+            self.clusters.fit(lambda: (features for _, features, _ in images()), processes)
         structures = ("position", "mixture") if self.wanted == "auto" else (self.wanted,)
-        trials = [self._trial(structure, images, processes) for structure in structures]
+        trials = [self._trial(structure, images, processes, fine=fine) for structure in structures]
         found = [self._found(trial, images, painted, processes) if painted else torch.zeros(0) for trial in trials]
         chosen = 0 if len(trials) == 1 else _best(trials, found)
-        return Fit(found[chosen], self._take(trials[chosen], images, processes, size))
+        held_out = self._take(trials[chosen], images, processes, size)
+        return Fit(found[chosen], held_out, {trial.structure: trial.fine for trial in trials})
 
     @torch.no_grad()
     def refit(self, images: Images, size: Sequence[int] = (1, 1)) -> Tensor:
@@ -204,8 +219,9 @@ class Scorer(nn.Module):
         images: Images,
         processes: Processes,
         labels: tuple[nn.Module | None, nn.Module | None] = (None, None),
+        fine: Mapping[str, FineFit | None] | None = None,
     ) -> _Trial:
-        """Fit and cross-fit a structure; ``labels`` are mixtures whose components are kept."""
+        """Fit and cross-fit a structure; ``labels`` are mixtures whose components are kept, ``fine`` is fitted."""
         count = int(processes.add(torch.tensor(sum(len(numbers) for _, _, numbers in images()))))
         folds = min(FOLDS, count)
 
@@ -213,42 +229,21 @@ class Scorer(nn.Module):
             return (field for field, _ in self._samples(images))
 
         def fines() -> Iterator[Sample]:
-            return (fine for _, fine in self._samples(images))
+            return (Sample(fine.values, 0 * fine.cluster, fine.numbers) for _, fine in self._samples(images))
 
-        fine: CrossFitted | None = None
         if structure == "standard":
-            field = standard(folds)
+            field, fine_density = standard(folds), None
         elif structure == "position":
             field = fit_positions(fields(), self.clusters.count, folds, processes=processes)
-            fine = fit_positions(fines(), 1, folds, blocks=True, processes=processes)
+            fine_density = None if fine else fit_positions(fines(), 1, folds, blocks=True, processes=processes)
         else:
             field = _mixture(fields, labels[0], count, _COMPONENTS, folds, processes)
-            fine = _mixture(fines, labels[1], count, _FINE_COMPONENTS, folds, processes)
-        units, fine_units, nll = self._fit_units(field, fine, images, processes)
-        return _Trial(structure, field, fine, units, fine_units, nll)
-
-    def _fit_units(
-        self, field: CrossFitted, fine: CrossFitted | None, images: Images, processes: Processes
-    ) -> tuple[HeldOutUnits, HeldOutUnits, float]:
-        statistics: list[PositionStatistics] = []
-        total, images_seen = 0.0, 0
-        for sample, fine_sample in self._samples(images):
-            parts = [(field, sample, self.clusters.count)]
-            if fine is not None:
-                parts.append((fine, Sample(fine_sample.values, 0 * fine_sample.cluster, fine_sample.numbers), 1))
-            for index, (fitted, one, clusters) in enumerate(parts):
-                nll = fitted.held_out(one)
-                if index == len(statistics):
-                    statistics.append(PositionStatistics(clusters, nll.shape[-2:], nll.device))
-                statistics[index].update(nll, one.cluster, one.numbers)
-                if index == 0:
-                    total += float(nll.double().mean(dim=(1, 2)).sum())
-                    images_seen += len(nll)
-        units = [HeldOutUnits().to(one.sums.device) for one in statistics] + [HeldOutUnits()]
-        for unit, gathered in zip(units, statistics, strict=False):
-            unit.fit(*gathered.shrunk(processes))
-        sums = processes.add(torch.tensor([total, images_seen], dtype=torch.float64))
-        return units[0], units[1], float(sums[0] / sums[1])
+            fine_density = None if fine else _mixture(fines, labels[1], count, _FINE_COMPONENTS, folds, processes)
+        units, nll = _held_out_units(field, fields(), self.clusters.count, processes)
+        fine_fit = fine[structure] if fine else None
+        if fine_density is not None:
+            fine_fit = FineFit(fine_density, _held_out_units(fine_density, fines(), 1, processes)[0])
+        return _Trial(structure, field, units, nll, fine_fit)
 
     def _found(
         self, trial: _Trial, images: Images, painted: Callable[[], Iterable[Painted]], processes: Processes
@@ -273,8 +268,11 @@ class Scorer(nn.Module):
         device = self.units.scale.device
         self.structure = trial.structure
         self.density = trial.field.density.to(device)
-        self.fine_density = None if trial.fine is None else trial.fine.density.to(device)
-        self.units, self.fine_units = trial.units.to(device), trial.fine_units.to(device)
+        self.units = trial.units.to(device)
+        self.fine_density, self.fine_units = None, HeldOutUnits().to(device)
+        if trial.fine is not None:
+            self.fine_density = trial.fine.density.density.to(device)
+            self.fine_units = trial.fine.units.to(device)
         parts = []
         for field, fine in self._samples(images):
             values, fine_values = trial.held_out(field, fine)
@@ -358,6 +356,24 @@ def significant_gain(one: Tensor, other: Tensor) -> float:
     difference = one - other
     gain, error = float(difference.mean()), float(difference.std(correction=1)) / sqrt(len(difference))
     return gain if abs(gain) > _STANDARD_ERRORS * error else 0.0
+
+
+def _held_out_units(
+    fitted: CrossFitted, samples: Iterable[Sample], clusters: int, processes: Processes
+) -> tuple[HeldOutUnits, float]:
+    """Fit units on held-out values, and return the mean of these, in nats."""
+    statistics: PositionStatistics | None = None
+    sums = torch.zeros(2, dtype=torch.float64)
+    for sample in samples:
+        nll = fitted.held_out(sample)
+        statistics = statistics or PositionStatistics(clusters, nll.shape[-2:], nll.device)
+        statistics.update(nll, sample.cluster, sample.numbers)
+        sums += torch.tensor([float(nll.double().mean(dim=(1, 2)).sum()), len(nll)], dtype=torch.float64)
+    assert statistics is not None
+    units = HeldOutUnits().to(statistics.sums.device)
+    units.fit(*statistics.shrunk(processes))
+    total, count = processes.add(sums)
+    return units, float(total / count)
 
 
 def _mixture(

@@ -10,8 +10,9 @@ from math import ceil, inf, log2
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
+from torch.nn import functional
 
-from anomalib_osdirf.features import coarse
+from anomalib_osdirf.features.backbone import FINE
 from anomalib_osdirf.features.statistics import StreamingMoments
 from anomalib_osdirf.processes import ALONE, Processes
 from anomalib_osdirf.scoring.densities import FittedBuffers, PositionGaussians
@@ -22,6 +23,7 @@ _FEWEST_IMAGES = 8
 _SEED = 0
 _RESTARTS = 100  # the best of few depends on the seed
 _MOST_IMAGES = 10_000  # that clusters are found on, evenly spaced among all of them
+_POSITIONS_PER_SIDE = 8  # more found the same clusters, and took longer
 _MOST_PATCHES = 40_000  # that a mixture's components are found on
 
 Halves = tuple[StreamingMoments, StreamingMoments]
@@ -66,7 +68,8 @@ class ImageClusters(FittedBuffers):
         seen = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
         for batch in features():
             labels = self(batch)
-            vectors = coarse(batch).flatten(2).permute(2, 0, 1)
+            side = min(_POSITIONS_PER_SIDE, batch.shape[-1] // FINE)
+            vectors = functional.adaptive_avg_pool2d(batch, side).flatten(2).permute(2, 0, 1)
             for index in range(len(centres)):
                 own = vectors[:, labels == index]
                 half = (seen[index] + torch.arange(own.shape[1], device=own.device)) % 2

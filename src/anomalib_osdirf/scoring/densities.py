@@ -283,6 +283,9 @@ class PatchMixture(FittedBuffers):
 
     def components(self, x: Tensor) -> Tensor:
         """Negative log density under each component, its weight included, shape ``(B, K, h w)``, nats."""
+        if len(x) > 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Image by image, as the whitened vectors of several fall out of a processor's caches.
+            return torch.cat([self.components(image) for image in x.split(1)])
         whitened = self.weight @ x.flatten(2) + self.bias
         distance = whitened.unflatten(1, (len(self.constant), -1)).square().sum(dim=2)
         return 0.5 * distance + self.constant

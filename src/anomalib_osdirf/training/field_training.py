@@ -43,6 +43,7 @@ _TILER_KEY = "osdirf_tiler"
 _MOST_PAINTED = 128  # images that anomalies are painted on
 _MOST_JUDGED = 64  # held-out images that the denoiser is judged by
 _JUDGED_EVERY = 50  # steps
+_FIELDS_IN_MEMORY = 2**30  # bytes; those of more images are computed anew in each pass
 
 
 class PaintedFeatures(NamedTuple):
@@ -398,12 +399,9 @@ class FieldTraining(DiffusionTraining):
             self._judge(self.trainer.global_step)
             self._describe_denoiser()
         network, scorer = self.model.network, self.model.scorer
-
         pieces = self._pieces_per_image  # tiles of one picture are held out together
-
-        def images() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch, numbers in self._numbered("Scorer fit"):
-                yield (*network.fields_of(self._features(batch)), numbers // pieces)
+        fields: list[Tensor] = []
+        images = partial(self._training_fields, fields)
 
         def painted() -> Iterator[Painted]:
             if self._painted is None:  # other processes may have some
@@ -412,18 +410,30 @@ class FieldTraining(DiffusionTraining):
                 field, fine = network.fields_of(features)
                 yield Painted(field, fine, covered, numbers // pieces)
 
-        def fit() -> Fit:
-            return scorer.fit(images, painted, self.processes, self._image_size)
-
-        fitted = fit()
+        fitted = scorer.fit(images, painted, self.processes, self._image_size)
         ended = self.trainer.global_step >= self.trainer.estimated_stepping_batches
         if ended and len(fitted.found) and not self.needs_denoiser and self.explained_share > 0:
-            fitted = self._compare_with_none(fitted, fit)
+            fields.clear()
+            again = partial(scorer.fit, images, painted, self.processes, self._image_size, fitted.fine)
+            fitted = self._compare_with_none(fitted, again)
         logger.info("Scorer: fitted on %d %s.", scorer.num_images, self._pieces)
         own = self.post_processor
         if isinstance(own, FalseAlarmPostProcessor) and self.reason_no_held_out_scores is None:
             of_tiles = fitted.held_out.unflatten(0, (-1, pieces))
             own.note_training(torch.cat([of_tiles[..., :2].amax(dim=1), of_tiles[..., 2:].amin(dim=1)], dim=1))
+
+    def _training_fields(self, fields: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield fields, fine features and numbers of images; the first pass fills the list, others take from it."""
+        network = self.model.network
+        for index, (batch, numbers) in enumerate(self._numbered("Scorer fit")):
+            features = self._features(batch)
+            if index < len(fields):
+                field, fine = fields[index], network.fine_features(features)
+            else:
+                field, fine = network.fields_of(features)
+                if self._cached_loader is not None and index * field.nbytes < _FIELDS_IN_MEMORY:
+                    fields.append(field)
+            yield field, fine, numbers // self._pieces_per_image
 
     def _compare_with_none(self, fitted: Fit, fit: Callable[[], Fit]) -> Fit:
         """Leave the denoiser out where the densities alone find clearly more of the painted anomalies.

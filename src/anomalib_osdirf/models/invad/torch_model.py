@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """InvAD as a torch module: DDIM inversion in several steps, and the density of the latent that it ends at."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,9 +107,10 @@ class LatentScorer(nn.Module):
         painted: Callable[[], Iterable[Any]] | None = None,
         processes: Processes = ALONE,
         size: Sequence[int] = (1, 1),
+        fine: Mapping[str, Any] | None = None,
     ) -> Fit:
         """Fit the constants, see :meth:`~anomalib_osdirf.models.scorer.Scorer.fit`; no density knows the images."""
-        del painted
+        del painted, fine
         moments = StreamingMoments()
         terms, extremes = [], []
         for field, _, _ in images():
