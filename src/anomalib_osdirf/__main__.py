@@ -6,11 +6,17 @@
 It needs no import hook, so it works where ``.pth`` files are not read (``python -S``, ``pip install --target``).
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
-from anomalib_osdirf.disk import why_unwritable
+from rich.console import Console
+from rich.table import Table
+
+from anomalib_osdirf.arguments import fail
+from anomalib_osdirf.terminal import VERBOSE, mistake, verbose, without_noise
 
 PROGRAM = "python -m anomalib_osdirf"
 
@@ -28,6 +34,10 @@ SUBCOMMANDS = {
 }
 
 
+# anomalib's own, which this program hands on.
+ANOMALIB_SUBCOMMANDS = ("train", "test", "predict", "export", "fit", "validate", "install")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of our subcommands, or else anomalib's command line.
 
@@ -37,48 +47,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         int: The exit status.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    if "--verbose" in arguments and command != "install":
+        arguments.remove("--verbose")
+        os.environ[VERBOSE] = "1"
+    if command in {"-h", "--help"}:
+        _print_help()
+        return 0
+    known = [*SUBCOMMANDS, *ANOMALIB_SUBCOMMANDS]
+    if not command.startswith("-") and command not in known:
+        close = get_close_matches(command, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"`{PROGRAM} --help` lists them."
+        return fail(PROGRAM, f"there is no command {command!r}; {hint}", 2)
     try:
-        if arguments and arguments[0] in SUBCOMMANDS:
-            module, _ = SUBCOMMANDS[arguments[0]]
-            return int(import_module(module).main(arguments[1:], f"{PROGRAM} {arguments[0]}"))
+        if command in SUBCOMMANDS:
+            module, _ = SUBCOMMANDS[command]
+            with without_noise():
+                return int(import_module(module).main(arguments[1:], f"{PROGRAM} {command}"))
         _run_anomalib(arguments)
-    except OSError as error:
-        sentence = why_unwritable(error)
+    except Exception as error:
+        sentence = None if verbose() else mistake(error)
         if sentence is None:
             raise
-        if not sentence.endswith("."):  # not one of ours
-            where = "" if error.filename is None else f": {str(error.filename)!r}"
-            sentence += f"{where}; make room there, or write to another folder."
-        print(f"{PROGRAM}: {sentence}", file=sys.stderr)  # noqa: T201
-        return 1
+        return fail(PROGRAM, sentence)
     return 0
+
+
+def _print_help() -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, (_, text) in SUBCOMMANDS.items():
+        table.add_row(f"  {name}", text)
+    names = ", ".join(name for name in ANOMALIB_SUBCOMMANDS if name not in SUBCOMMANDS)
+    console = Console(highlight=False)
+    console.print(f"Usage: {PROGRAM} COMMAND [--verbose] ...\n", markup=False)
+    console.print(table)
+    console.print(
+        f"\nanomalib's commands, with the models of this package: {names}.\n"
+        f"`{PROGRAM} COMMAND --help` explains one. --verbose shows all messages of other libraries, and tracebacks; "
+        f"`anomalib` itself does so with {VERBOSE}=1 in the environment.",
+        markup=False,
+    )
 
 
 def _run_anomalib(arguments: Sequence[str]) -> None:
     # Imported here so that `doctor` can run, and tell why, where anomalib can't be imported.
     try:
-        import_module("anomalib_osdirf.models")
-        from anomalib.cli import AnomalibCLI
-        from anomalib.loggers import configure_logger
+        with without_noise():
+            import_module("anomalib_osdirf.models")
+            from anomalib.cli import AnomalibCLI
+            from anomalib.loggers import configure_logger
     except ImportError as error:
         message = f"{PROGRAM} can't start, because an import failed: {error}. Run `{PROGRAM} doctor` to see what to do."
         raise SystemExit(message) from error
     from jsonargparse import ArgumentParser
 
     class CommandLine(AnomalibCLI):
-        """anomalib's command line under our program name, with our subcommands in its help."""
+        """anomalib's command line under our program name."""
 
         @staticmethod
         def init_parser(**kwargs: object) -> ArgumentParser:
             """Make anomalib's parser, with the name that this program was started by."""
             return AnomalibCLI.init_parser(**{"prog": PROGRAM, **kwargs})
-
-        def add_subcommands(self, **kwargs: object) -> None:
-            """Add anomalib's subcommands, and mention ours, which never reach this parser."""
-            super().add_subcommands(**kwargs)
-            ours = ". ".join(f"{name}: {text.rstrip('.')}" for name, (_, text) in SUBCOMMANDS.items())
-            self.parser.epilog = f"Further subcommands of anomalib-osdirf: {ours}."
 
     configure_logger()
     CommandLine(arguments)

@@ -50,7 +50,7 @@ def phase(
     last_line = start
     drawn = has_bars(console)
     if not drawn:
-        say(f"{name}: {images} images." if images is not None else f"{name} ...", console)
+        say(f"{name}: {counted(images, 'image')}." if images is not None else f"{name} ...", console)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(
         *columns, ImagesPerSecond(), TimeRemainingColumn(), console=console, disable=not drawn, transient=True
@@ -119,7 +119,12 @@ def box(title: str, lines: Iterable[tuple[str, str]], console: Console | None = 
 
 def summary(images: int, seconds: float) -> str:
     """Say how long images took, as ``12 images in 1.5 s, 8.0 images/s``."""
-    return f"{images} images in {duration(seconds)}, {images / max(seconds, 1e-9):.1f} images/s"
+    return f"{counted(images, 'image')} in {duration(seconds)}, {images / max(seconds, 1e-9):.1f} images/s"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, as ``1 image`` or ``2 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from anomalib_osdirf.terminal import quiet
+
 
 def config_file() -> Path:
     """Return ``quickstart.yaml``: inside the installed package, or in ``configs/`` of an editable checkout."""
@@ -75,9 +77,8 @@ def main(arguments: Sequence[str], program: str) -> int:
     Returns:
         The exit status.
     """
-    from anomalib.loggers import configure_logger
-
     from anomalib_osdirf.data.synthetic_surfaces import CATEGORIES
+    from anomalib_osdirf.export.options import need
 
     parser = argparse.ArgumentParser(
         prog=program, description="Train, test and export OSDIRF on the embedded data set."
@@ -92,9 +93,12 @@ def main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     options = parser.parse_args(arguments)
     categories = CATEGORIES if options.category == "all" else [options.category]
-    configure_logger(logging.WARNING if options.quiet else logging.INFO)
-    # Lightning prints its tables whatever the level of logging.
-    with redirect_stdout(io.StringIO()) if options.quiet else nullcontext():
+    need("openvino", "onnx", "onnxscript")
+    # Phases are printed whatever the level of logging.
+    with (
+        quiet(logging.WARNING if options.quiet else logging.INFO),
+        redirect_stdout(io.StringIO()) if options.quiet else nullcontext(),
+    ):
         runs = {category: run_category(category, options.root, options.quiet) for category in categories}
     report = _report(runs, options.root)
     if options.quiet:

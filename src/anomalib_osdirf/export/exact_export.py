@@ -3,6 +3,7 @@
 """What every model of this package adds to anomalib's exports."""
 
 import errno
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ from anomalib_osdirf.export.post_processing import OPSET, append_post_processor
 from anomalib_osdirf.export.quantiser import Quantiser
 from anomalib_osdirf.progress import step
 from anomalib_osdirf.telemetry import send_nothing
+from anomalib_osdirf.terminal import verbose
+
+logger = logging.getLogger(__name__)
 
 _BY_NNCF = (CompressionType.INT8, *CALIBRATED)
 _CHECKPOINT_KEY = "osdirf_trained"
@@ -121,7 +125,7 @@ class ExactExport(ExportMixin, ABC):
         """
         need("onnx", "onnxscript")
         options, kwargs = ExportOptions.split(kwargs)
-        kwargs.setdefault("opset_version", OPSET)
+        kwargs = {"opset_version": OPSET, "verbose": verbose(), **kwargs}
         if self._exporting:  # called by anomalib from within to_openvino
             return ExportMixin.to_onnx(self, Path(export_root), model_file_name, input_size, **kwargs)
         self.check_graph()
@@ -318,6 +322,7 @@ class ExactExport(ExportMixin, ABC):
                 raise
             msg = f"export_root={str(destination)!r} can't be written to ({reason}); make room or use another folder."
             raise OSError(getattr(error, "errno", None) or errno.ENOSPC, msg) from error
+        logger.info("Exported to %s.", destination / model_path)
         return destination / model_path
 
 

@@ -2,14 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """INT8 quantisation of OpenVINO models by NNCF: what is quantised, and on which images."""
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext, redirect_stdout
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from rich.console import Console
 from torch import Tensor, nn
+
+from anomalib_osdirf.progress import has_bars
 
 # What NNCF takes statistics from by default, too; fewer will do where there are no more.
 _CALIBRATION_IMAGES = 300
@@ -154,13 +159,15 @@ def quantise(model: Any, images: CalibrationImages, scope: Any) -> Any:  # noqa:
     """
     import nncf
 
-    return nncf.quantize(
-        model,
-        nncf.Dataset(images),
-        subset_size=len(images),
-        ignored_scope=scope,
-        preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: SiLU's have a short negative side
-    )
+    # NNCF draws its bars into log files, too.
+    with nullcontext() if has_bars(Console()) else redirect_stdout(io.StringIO()):
+        return nncf.quantize(
+            model,
+            nncf.Dataset(images),
+            subset_size=len(images),
+            ignored_scope=scope,
+            preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: SiLU's have a short negative side
+        )
 
 
 def quantise_within(

@@ -10,6 +10,8 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # loaded lazily
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +24,7 @@ FINE = 2  # fine positions for one of the field's, in each direction
 # Layers by default. Those of stride 2 and 4 cost detection where parts don't lie alike (docs/lab-notes.md).
 _DEFAULT_STRIDES = (8, 16)
 _IMAGES_AT_ONCE = 4  # on a CPU
+_PATIENCE = 10.0  # seconds that the model hub has to answer
 
 
 class Backbone(nn.Module):
@@ -138,21 +141,30 @@ class Backbone(nn.Module):
             return load_state_dict(str(weights), weights_only=True)
         except Exception as error:
             msg = (
-                f"backbone_weights={str(weights)!r} can't be read as a .safetensors or .pth weights file "
-                f"(truncated or of another format?): {_first_line(error)}"
+                f"backbone_weights={str(weights)!r} can't be read as a .safetensors or .pth weights file (truncated or "
+                f"of another format?); give the file of timm's {self.name}."
             )
             raise ValueError(msg) from error
 
     def _download(self) -> dict[str, Tensor]:
+        offline = constants.HF_HUB_OFFLINE
+        trouble = ""
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+        except Exception as error:  # noqa: BLE001 - of the HTTP library that the hub's client has
+            # Have it look in its cache alone; it would try for a minute.
+            trouble, constants.HF_HUB_OFFLINE = f"can't be reached ({type(error).__name__})", True
         try:
             return timm.create_model(self.name, pretrained=True).state_dict()
         except Exception as error:
             msg = (
-                f"pre_trained=true needs the weights of {self.name} from the model hub, which failed "
-                f"({_first_line(error)}); give a local file with backbone_weights=<file>, or train on random weights "
-                "with pre_trained=false."
+                f"pre_trained=true needs the weights of {self.name} from the model hub, which "
+                f"{trouble or f'failed ({type(error).__name__})'}; give a local file with --model.backbone_weights "
+                f"(backbone_weights=<file>), or use backbone={FILTER_BANK}, which needs no weights."
             )
             raise RuntimeError(msg) from error
+        finally:
+            constants.HF_HUB_OFFLINE = offline
 
 
 def resized(map_: Tensor, side: int) -> Tensor:
@@ -233,7 +245,3 @@ def _check_layers(name: str, layers: Sequence[str] | None, known: Sequence[str])
     if unknown or not layers or len(set(layers)) != len(layers):
         msg = f"layers={list(layers)!r} must be distinct layers of {name}; choose among {', '.join(known)}."
         raise ValueError(msg)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

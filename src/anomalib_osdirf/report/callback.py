@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 from anomalib_osdirf.export import metadata
 from anomalib_osdirf.report import pictures
 from anomalib_osdirf.report.results import FILE_NAME, ImageResult, ResultsWriter, name_groups, pack_counts, pack_shares
+from anomalib_osdirf.terminal import is_quiet
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,8 @@ class ReportCallback(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make room for a test's results; those of a training stay if the tested checkpoint lies in its folder."""
+        if is_quiet():
+            trainer.test_loop.verbose = False  # no second table of metrics
         self._start = time.perf_counter()
         folder = trainer.strategy.broadcast(self._folder(trainer))
         with self._writing(trainer):

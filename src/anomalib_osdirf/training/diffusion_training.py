@@ -14,13 +14,14 @@ from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
 from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
 import anomalib_osdirf
+from anomalib_osdirf import terminal
 from anomalib_osdirf.data.broken_files import datasets_in, leave_out_broken, report
 from anomalib_osdirf.data.reading import read_carefully
 from anomalib_osdirf.models.metrics import default_evaluator
@@ -139,6 +140,12 @@ class DiffusionTraining(LightningModule):
     _loader: ResumableLoader | None = None
     _thresholds_missing = False  # in a checkpoint that was trained with another false_alarm_rate or none
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Keep anomalib's command line quiet from the first message on."""
+        del args, kwargs
+        terminal.take_over()
+        return super().__new__(cls)
+
     def check_training_arguments(self) -> None:
         """Refuse impossible training arguments.
 
@@ -193,6 +200,8 @@ class DiffusionTraining(LightningModule):
         """Add progress and the checkpoint to resume from to anomalib's components."""
         callbacks: list[Callback] = list(super().configure_callbacks())  # type: ignore[arg-type]
         callbacks.append(TrainingProgress())
+        if terminal.is_quiet():
+            self.trainer.callbacks[:] = [one for one in self.trainer.callbacks if not isinstance(one, ModelSummary)]
         final = self.trainer.checkpoint_callback
         every = self.hparams["checkpoint_every_n_steps"]
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -523,6 +532,7 @@ class DiffusionTraining(LightningModule):
                 # None yet, or the one that this training resumed from, which is not to be overwritten.
                 callback.best_model_path = path
             self.trainer.save_checkpoint(callback.best_model_path)
+            logger.info("Checkpoint: %s.", callback.best_model_path)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -637,12 +647,17 @@ class DiffusionTraining(LightningModule):
         Raises:
             ValueError: If it is of another model, or of a version of this one that had another structure.
         """
-        name, own = checkpoint.get(MODEL_KEY, cls.__name__), cls.__name__
+        name, own = checkpoint.get(MODEL_KEY), cls.__name__
+        if name is None:
+            msg = (
+                f"ckpt_path holds no model of this package, so it can't be loaded as {own}; use the --model that it "
+                "was trained with."
+            )
+            raise ValueError(msg)
         if name != own:
             msg = f"ckpt_path holds a trained {name}, which can't be loaded as {own}; use --model {name}."
             raise ValueError(msg)
-        saved = checkpoint.get(_STRUCTURE_KEY, 1) if MODEL_KEY in checkpoint else cls.structure
-        if saved != cls.structure:
+        if checkpoint.get(_STRUCTURE_KEY, 1) != cls.structure:
             msg = (
                 f"ckpt_path holds an {own} of an earlier version of anomalib-osdirf, whose structure was another; "
                 "train it anew, or use the version that wrote it."
