@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 def report(request: openvino.InferRequest, name: str) -> None:
@@ -16,6 +16,10 @@ def report(request: openvino.InferRequest, name: str) -> None:
 queue = openvino.AsyncInferQueue(openvino.compile_model(sys.argv[1], "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"}))
 queue.set_callback(report)
 for file in sorted(Path(sys.argv[2]).iterdir()):
-    image = np.asarray(Image.open(file).convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255
+    try:
+        pixels = np.asarray(Image.open(file).convert("RGB"), np.float32)
+    except (UnidentifiedImageError, IsADirectoryError):
+        continue  # no image
+    image = pixels.transpose(2, 0, 1)[None] / 255
     queue.start_async({0: image}, file.name)
 queue.wait_all()

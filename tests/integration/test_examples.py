@@ -49,11 +49,14 @@ def test_examples_give_the_scores_of_predict(bare_python: Path, trained: Any, tm
     rng = np.random.default_rng(3)
     for index, (height, width) in enumerate(((90, 70), (64, 64), (200, 120))):
         cv2.imwrite(str(images / f"{index}.png"), textured_image(rng, height, width))
+    (images / "folder").mkdir()
     engine = Engine(default_root_dir=tmp_path / "results", accelerator="cpu", devices=1, enable_progress_bar=False)
     model = engine.export(OSDIRF(), "openvino", export_root=tmp_path / "export", ckpt_path=trained.checkpoint)
     batches = engine.predict(OSDIRF(), data_path=images, ckpt_path=trained.checkpoint)
     assert batches is not None
     expected = {Path(batch.image_path[0]).name: batch for batch in batches}
+    for name in ("readme.txt", "Thumbs.db"):
+        (images / name).write_bytes(b"no image")
     for script in ("score_folder.py", "score_folder_async.py"):
         done = subprocess.run(
             [bare_python, EXAMPLES / script, str(model), images], capture_output=True, text=True, check=True
