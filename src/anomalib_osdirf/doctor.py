@@ -224,7 +224,7 @@ def check_weights(backbone: str, weights: Path | None) -> Check:
     from anomalib_osdirf.features.backbone import FILTER_BANK, build_backbone
 
     if backbone == FILTER_BANK:
-        return Check(name, "ok", "it needs none")
+        return Check(name, "ok", "none needed")
     try:
         network = build_backbone(backbone, layers=None, grid_size=1)
         if weights is not None:

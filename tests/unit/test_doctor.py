@@ -313,14 +313,6 @@ def test_help_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: python -m anomalib_osdirf doctor" in capsys.readouterr().out
 
 
-def test_help_of_the_command_line_has_the_subcommands_of_both(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        command_line.main(["--help"])
-    output = capsys.readouterr().out
-    assert "benchmark" in output
-    assert all(name in output for name in command_line.SUBCOMMANDS)
-
-
 def test_models_that_fail_end_the_command_line_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "anomalib_osdirf.models", None)
     with pytest.raises(SystemExit, match=r"can't start.*anomalib_osdirf doctor"):

@@ -88,8 +88,5 @@ def need(*packages: str) -> None:
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        msg = (
-            f"This export needs {', '.join(missing)}, which is not installed; install the extra: pip install "
-            "'anomalib-osdirf[openvino]'."
-        )
+        msg = f"This export needs {' and '.join(missing)}; install the extra: pip install 'anomalib-osdirf[openvino]'."
         raise ModuleNotFoundError(msg)

@@ -148,12 +148,13 @@ class Backbone(nn.Module):
 
     def _download(self) -> dict[str, Tensor]:
         offline = constants.HF_HUB_OFFLINE
-        trouble = ""
-        try:
-            get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
-        except Exception as error:  # noqa: BLE001 - of the HTTP library that the hub's client has
-            # Have it look in its cache alone; it would try for a minute.
-            trouble, constants.HF_HUB_OFFLINE = f"can't be reached ({type(error).__name__})", True
+        trouble = "HF_HUB_OFFLINE switches off" if offline else ""
+        if not offline:
+            try:
+                get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+            except Exception as error:  # noqa: BLE001 - of the HTTP library that the hub's client has
+                # Have it look in its cache alone; it would try for a minute.
+                trouble, constants.HF_HUB_OFFLINE = f"can't be reached ({type(error).__name__})", True
         try:
             return timm.create_model(self.name, pretrained=True).state_dict()
         except Exception as error:

@@ -239,10 +239,7 @@ def write_page(folders: Sequence[Path], output: Path, title: str | None = None) 
     """
     missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
     if missing:
-        msg = (
-            f"A report page needs {', '.join(missing)}, which is not installed; install the extra: "
-            "pip install 'anomalib-osdirf[report]'."
-        )
+        msg = f"A report page needs {' and '.join(missing)}; install the extra: pip install 'anomalib-osdirf[report]'."
         raise ModuleNotFoundError(msg)
     runs = _load(folders)
     html = _render(runs, title)
