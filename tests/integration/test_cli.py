@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,24 @@ def test_export_command(trained: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     arguments = ["--model=OSDIRF", "--export_type=onnx", f"--ckpt_path={trained.checkpoint}", "--export_root=out"]
     assert main(["export", *arguments]) == 0
     assert "model.onnx" in [path.name for path in (tmp_path / "out").rglob("*")]
+
+
+def test_export_command_without_a_root_writes_into_the_run_folder(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """anomalib gives all models of a results folder one place, where they would overwrite each other."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "results/OSDIRF/parts/v0"
+    (run / "weights/lightning").mkdir(parents=True)
+    shutil.copy(trained.checkpoint, run / "weights/lightning/model.ckpt")
+    arguments = [
+        "--model=OSDIRF",
+        "--export_type=onnx",
+        "--ckpt_path=results/OSDIRF/parts/v0/weights/lightning/model.ckpt",
+    ]
+    assert main(["export", *arguments]) == 0
+    assert {"model.onnx", "model.json"} <= {path.name for path in (run / "weights/onnx").iterdir()}
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["OSDIRF"]
 
 
 def test_export_command_takes_our_options_through_onnx_kwargs(

@@ -136,7 +136,7 @@ def test_command_tests_a_folder_without_results_first(
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert main(["report", "--test", str(folder), "-o", "page.html"]) == 0
     new = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {path.name for path in before}
-    assert new == {FILE_NAME, "page.html"}
+    assert new == {FILE_NAME, "page.html", "predictions.csv"}
     results = Results(folder)
     logged = results.entries["metrics"]["image_AUROC"]
     assert roc_auc_score(results.labels, results.scores) == pytest.approx(logged, abs=1e-6)
@@ -199,3 +199,22 @@ def test_full_disk_costs_the_report_and_not_the_test(
         metrics = run.test(OSDIRF(visualizer=False), datamodule=data, ckpt_path=trained.checkpoint)[0]
     assert dict(metrics) == pytest.approx(trained.metrics, abs=1e-6)
     assert caplog.text.count("The report will lack what follows, because") == 1
+
+
+def test_later_test_of_a_checkpoint_writes_over_no_report(
+    trained: Any, parts: Path, engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """anomalib gives such a test the folder of the latest run, which may be another one."""
+    monkeypatch.setattr(page, "_charts", str)
+    runs = tmp_path / "results/OSDIRF/parts"
+    write_results(runs / "v1", ordinary_images(4))
+    (runs / "latest").symlink_to(runs / "v1")
+    for number in range(2):
+        run = engine(callbacks=[ReportCallback(page=number == 0)])
+        run.test(OSDIRF(), datamodule=small_data.small_folder(parts), ckpt_path=trained.checkpoint)
+        folder = runs / f"tests/v{number}"
+        assert len(Results(folder).ids) == 8
+        assert {"predictions.csv", "images"} <= {path.name for path in folder.iterdir()}
+    assert (runs / "tests/v0" / page.PAGE_NAME).is_file()
+    assert [path.name for path in (runs / "v1").iterdir()] == [FILE_NAME]
+    assert len(Results(runs / "v1").ids) == 4

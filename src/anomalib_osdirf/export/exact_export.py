@@ -28,6 +28,7 @@ from anomalib_osdirf.export.options import CALIBRATED, ExportOptions, check_max_
 from anomalib_osdirf.export.post_processing import OPSET, append_post_processor
 from anomalib_osdirf.export.quantiser import Quantiser
 from anomalib_osdirf.progress import step
+from anomalib_osdirf.runs import run_of
 from anomalib_osdirf.telemetry import send_nothing
 from anomalib_osdirf.terminal import verbose
 
@@ -53,6 +54,7 @@ class ExactExport(ExportMixin, ABC):
 
     _trained: str | None = None
     _exporting = False
+    _loaded_from: Path | None = None  # the checkpoint
     _saved_post_processing: dict[str, Any] | None = None
 
     def make_pre_processor_exact(self) -> None:
@@ -71,6 +73,14 @@ class ExactExport(ExportMixin, ABC):
         """Raise an error if the model can't be made an ONNX or OpenVINO graph."""
 
     # ------------------------------------------------------------------ checkpoints
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load a checkpoint, see Lightning, and remember where it lies."""
+        loaded = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc] # Lightning's
+        if isinstance(checkpoint_path, str | Path):
+            loaded._loaded_from = Path(checkpoint_path)  # noqa: SLF001
+        return loaded
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Date the checkpoint."""
@@ -100,7 +110,7 @@ class ExactExport(ExportMixin, ABC):
 
         def export(root: Path) -> Path:
             path = ExportMixin.to_torch(self, root, model_file_name)
-            metadata.write_json(self._metadata(self.post_processor, included=True), path.with_suffix(".json"))
+            metadata.write_json(self._metadata(self.post_processor, included=True), path)
             return path
 
         return self._export(export_root, f"torch-{model_file_name}", export)
@@ -135,7 +145,7 @@ class ExactExport(ExportMixin, ABC):
                 path = ExportMixin.to_onnx(self, root, model_file_name, input_size, **kwargs)
             values = self._metadata(self.post_processor, included=options.post_processor)
             metadata.write_onnx(values, path)
-            metadata.write_json(values, path.with_suffix(".json"))
+            metadata.write_json(values, path)
             return path
 
         return self._export(export_root, f"onnx-{model_file_name}", export)
@@ -204,7 +214,7 @@ class ExactExport(ExportMixin, ABC):
             exact = options.inference_precision == "f32"
             post_processor = self.post_processor
             if compression in CALIBRATED:
-                self._prepare_images(datamodule, Path(export_root))
+                self._prepare_images(datamodule, self._destination(export_root))
                 scope = self._floating_point_scope(network)
                 quantiser = Quantiser(
                     self.model,
@@ -235,7 +245,7 @@ class ExactExport(ExportMixin, ABC):
             if compression == CompressionType.FP16:
                 network = keep_small_constants(network)
             openvino.save_model(network, path, compress_to_fp16=compression == CompressionType.FP16)
-            metadata.write_json(values, path.with_suffix(".json"))
+            metadata.write_json(values, path)
             return path
 
         return self._export(export_root, f"openvino-{model_file_name}", export)
@@ -298,11 +308,23 @@ class ExactExport(ExportMixin, ABC):
             **more,
         }
 
+    def _destination(self, export_root: Path | str) -> Path:
+        """Return the run folder of a model that was loaded from it, where anomalib names the root of all runs.
+
+        That is what it exports to by default, and where models would overwrite each other.
+        """
+        root = Path(export_root)
+        run = None if self._loaded_from is None else run_of(self._loaded_from)
+        # anomalib's layout: <root>/<model>/<data>/...
+        if run is not None and run.is_relative_to(root.resolve() / type(self).__name__):
+            return root / run.relative_to(root.resolve())
+        return root
+
     def _export(self, export_root: Path | str, name: str, export: Callable[[Path], Path]) -> Path:
         """Export into a temporary folder beside the destination and move the files when all are complete."""
         self.check_fitted()
         self.make_pre_processor_exact()
-        destination = Path(export_root)
+        destination = self._destination(export_root)
         full_model = self.model
         try:
             with (

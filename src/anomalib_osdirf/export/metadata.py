@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an exported model says about itself."""
 
+import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_osdirf.post_processing.p_values import EXPONENTS
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("anomalib-osdirf", "anomalib", "torch", "openvino")
 _STATISTICS = {
@@ -62,9 +66,35 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def write_json(metadata: Mapping[str, Any], file: Path) -> None:
-    """Write metadata to a JSON file."""
-    file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+def write_json(metadata: Mapping[str, Any], model: Path) -> None:
+    """Write metadata to a JSON file beside a model file, with the digest of the latter."""
+    values = {**metadata, "model_sha256": _sha256(model)}
+    model.with_suffix(".json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(model: Path) -> dict[str, Any]:
+    """Read the JSON file beside a model file.
+
+    Args:
+        model: Model file.
+
+    Returns:
+        The metadata; none where there is no such file, or it belongs to another model, as after an export of anomalib's
+        own into the same folder.
+    """
+    file = model.with_suffix(".json")
+    try:
+        values = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+    if "model_sha256" in values and values["model_sha256"] != _sha256(model):
+        logger.warning("%s is ignored, because it belongs to another model than %s; delete it.", file, model.name)
+        return {}
+    return values
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def write_onnx(metadata: Mapping[str, Any], file: Path) -> None:

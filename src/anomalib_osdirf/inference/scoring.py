@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring images with an exported OpenVINO or ONNX model, or a checkpoint, of any anomalib model."""
 
-import json
 import os
 import time
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
+from anomalib_osdirf.export.metadata import read_json
 from anomalib_osdirf.post_processing.p_values import normalise, p_value
 from anomalib_osdirf.telemetry import send_nothing
 
@@ -216,7 +216,7 @@ def load_scorer(path: Path, model: str | None = None, threads: int | None = None
             "'anomalib-osdirf[openvino]'."
         )
         raise ModelError(msg)
-    loaded: Scorer = scorer(file, _metadata(file), threads)
+    loaded: Scorer = scorer(file, read_json(file), threads)
     return loaded
 
 
@@ -253,14 +253,6 @@ def find_model(path: Path) -> Path:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """Read what anomalib-osdirf's exports have beside them; other exports have nothing."""
-    try:
-        return dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def _model_class(path: Path, name: str | None) -> Any:  # noqa: ANN401 - a subclass of AnomalibModule

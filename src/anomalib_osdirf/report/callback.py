@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.utils.path import create_versioned_dir
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,18 @@ from torchvision.transforms import v2
 
 from anomalib_osdirf.export import metadata
 from anomalib_osdirf.report import pictures
-from anomalib_osdirf.report.results import FILE_NAME, ImageResult, ResultsWriter, name_groups, pack_counts, pack_shares
+from anomalib_osdirf.report.page import PAGE_NAME, Run, write_page_or_warn
+from anomalib_osdirf.report.results import (
+    FILE_NAME,
+    ImageResult,
+    Results,
+    ResultsWriter,
+    name_groups,
+    pack_counts,
+    pack_shares,
+)
+from anomalib_osdirf.report.summary import print_summary, write_predictions
+from anomalib_osdirf.runs import is_run
 from anomalib_osdirf.terminal import is_quiet
 
 logger = logging.getLogger(__name__)
@@ -37,11 +49,12 @@ _PACKAGES = ("anomalib-osdirf", "anomalib", "lightning", "torch", "torchvision",
 class ReportCallback(Callback):
     """Collects the results of a training and a test of any anomalib model, and makes a page of them.
 
-    It writes ``report.sqlite`` and ``report.html`` into the results folder, and says at the end of a test what was
-    found and what can be done next.
+    It writes ``report.sqlite``, ``report.html`` and ``predictions.csv`` into the run folder, and says at the end of a
+    test what was found and what can be done next. A test that does not follow a training gets a new folder beside the
+    runs, ``tests/v0``; anomalib would put it into that of the latest run.
 
     Args:
-        folder (Path | str | None): Folder to write to; the trainer's results folder when ``None``.
+        folder (Path | str | None): Folder to write to; the run folder when ``None``.
             Defaults to ``None``.
         page (bool): Whether to make the page after a test; ``python -m anomalib_osdirf report`` makes it otherwise.
             Defaults to ``True``.
@@ -70,6 +83,7 @@ class ReportCallback(Callback):
         self.picture_size = picture_size
         self.quiet = quiet
         self._writer: ResultsWriter | None = None
+        self._trained = False  # in this process: the run folder is ours
         self._start = 0.0
         self._losses: list[tuple[int, Tensor, float]] = []
         self._every = 1
@@ -85,6 +99,15 @@ class ReportCallback(Callback):
             self._writer = None
             file = self._folder(trainer) / FILE_NAME
             logger.warning("The report will lack what follows, because %s can't be written (%s).", file, error)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give a test that does not follow a training a folder of its own."""
+        root = Path(trainer.default_root_dir)
+        if stage == "fit":
+            self._trained = True
+        elif stage == "test" and self.folder is None and not self._trained and (is_run(root) or root.name == "latest"):
+            own = create_versioned_dir(root.parent / "tests") if trainer.is_global_zero else None
+            trainer._default_root_dir = trainer.strategy.broadcast(str(own))  # noqa: SLF001 - Lightning has no other way
 
     # ------------------------------------------------------------------ training
 
@@ -281,14 +304,12 @@ class ReportCallback(Callback):
         if self._writer is None:
             return
         folder = self._folder(trainer)
+        with self._writing(trainer):
+            write_predictions(Run(Results(folder)))
         written = None
         if self.page:
-            from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
-
             written = write_page_or_warn([folder], folder / PAGE_NAME)
         if not self.quiet:
-            from anomalib_osdirf.report.summary import print_summary
-
             print_summary(folder, written)
 
     def _folder(self, trainer: Trainer) -> Path:

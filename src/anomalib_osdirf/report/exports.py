@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes and latencies of the models in a results folder."""
 
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_osdirf.export.metadata import read_json
 from anomalib_osdirf.telemetry import send_nothing
 
 _KINDS = {".xml": "OpenVINO", ".onnx": "ONNX", ".pt": "torch", ".ckpt": "checkpoint"}
@@ -51,7 +51,7 @@ def find_exports(folder: Path, latencies: dict[str, Any] | None = None) -> list[
         if kind in {"OpenVINO", "ONNX"}:
             size += sum(other.stat().st_size for other in set(companions) if other.is_file())
         name = file.relative_to(folder).as_posix()
-        exports.append(Export(file, kind, size, _metadata(file).get("compression_type"), (latencies or {}).get(name)))
+        exports.append(Export(file, kind, size, read_json(file).get("compression_type"), (latencies or {}).get(name)))
     return sorted(exports, key=lambda export: (list(_KINDS.values()).index(export.kind), str(export.path)))
 
 
@@ -73,7 +73,7 @@ def measure(folder: Path) -> dict[str, Any]:
         package, load = runners.get(export.kind, ("", _openvino))
         if not package or find_spec(package) is None:
             continue
-        height, width = _metadata(export.path).get("image_size") or _DEFAULT_SIZE
+        height, width = read_json(export.path).get("image_size") or _DEFAULT_SIZE
         image = np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32)
         run = load(export.path)
         make_room_for_signals()
@@ -105,13 +105,6 @@ def _onnx(path: Path) -> Callable[[Any], Any]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda image: session.run(None, {name: image})
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def _processor() -> str:

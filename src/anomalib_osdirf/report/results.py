@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_osdirf.report.logs import find_logs
+from anomalib_osdirf.runs import RESULTS as FILE_NAME
 
-FILE_NAME = "report.sqlite"
 FORMAT = 2
 
 _TABLES = """

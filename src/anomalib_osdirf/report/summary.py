@@ -2,26 +2,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said at the end of a test: what was trained, on what, how good it is, where the files are, what next."""
 
+import csv
 import shlex
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
 
 from anomalib_osdirf.progress import box
 from anomalib_osdirf.report.page import Run
-from anomalib_osdirf.report.results import FILE_NAME, Results
+from anomalib_osdirf.report.results import Results
+from anomalib_osdirf.runs import shown
+
+PREDICTIONS = "predictions.csv"
 
 
-def print_summary(folder: Path, page: Path | None, console: Console | None = None) -> None:
+def print_summary(
+    folder: Path, page: Path | None, console: Console | None = None, title: str = "Test finished"
+) -> None:
     """Print a summary of a results folder: in a box on a terminal, as plain lines elsewhere.
 
     Args:
         folder: Results folder.
         page: Its page, ``None`` if there is none.
         console: Where to print; the process's own output where it is ``None``.
+        title: What has ended.
     """
-    box("Test finished", _lines(Run(Results(folder)), page), console)
+    box(title, _lines(Run(Results(folder)), page), console)
 
 
 def _lines(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:
@@ -48,16 +56,54 @@ def _lines(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:
         labels, scores = run.results.labels[run.scored], run.scores[run.scored]
         misses = int(((labels == 1) & (scores <= threshold)).sum())
         false_alarms = int(((labels == 0) & (scores > threshold)).sum())
-        yield "Threshold", f"{threshold:.3f} ({origin}): {misses} missed, {false_alarms} false alarms"
-    yield "Results", str(run.results.folder / FILE_NAME)
-    checkpoint = entries.get("checkpoint")
-    if checkpoint:
-        yield "Checkpoint", checkpoint
+        found = (
+            f"{misses} missed, {false_alarms} false alarms" if counts["anomalous"] else f"{false_alarms} false alarms"
+        )
+        yield "Threshold", f"{threshold:.3f} ({origin}): scores above it are anomalous; {found}"
+    yield from _places(run, page)
+
+
+def _places(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:
+    """Say where everything is, and what can be done with it."""
+    folder = run.results.folder
+    yield "Folder", shown(folder)
     if page is not None:
-        yield "Look", str(page)
+        yield "Report", shown(page)
+    for name, file in (("Predictions", PREDICTIONS), ("Pictures", "images"), ("Settings", "config.yaml")):
+        if (folder / file).exists():
+            yield name, shown(folder / file)
+    checkpoint = run.entries.get("checkpoint")
+    exported = next((export.path for export in run.exports if export.kind == "OpenVINO"), None)
     if checkpoint:
-        export = ["anomalib", "export", "--model", run.model, "--export_type", "openvino", "--ckpt_path", checkpoint]
-        yield "Next", shlex.join(export)
+        yield "Checkpoint", shown(Path(checkpoint))
+    if exported is not None:
+        yield "OpenVINO", shown(exported)
+        yield "Try it", _command("app", shown(exported))
+    elif checkpoint:
+        export = ["--model", run.model, "--export_type", "openvino", "--ckpt_path", shown(Path(checkpoint))]
+        yield "Export", shlex.join(["anomalib", "export", *export])
+    model = exported or checkpoint
+    if model:
+        yield "Predict", f"{_command('predict', shown(Path(model)))} <folder>"
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["python", "-m", "anomalib_osdirf", *words])
+
+
+def write_predictions(run: Run) -> None:
+    """Write ``predictions.csv`` into a run folder: path, category, kind, truth, score and label of each tested image.
+
+    Truth and label are whether the image is anomalous; scores are normalised, but not clipped to 0 and 1.
+    """
+    results, threshold = run.results, run.threshold[0]
+    rows = zip(results.paths, results.categories, results.kinds, results.labels, run.scores, strict=True)
+    with (results.folder / PREDICTIONS).open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        table = csv.writer(stream)
+        table.writerow(("path", "category", "kind", "truth", "score", "label"))
+        for path, category, kind, truth, score in rows:
+            label = None if threshold is None or not isfinite(score) else bool(score > threshold)
+            table.writerow((path, category, kind, None if truth < 0 else bool(truth), f"{score:.6g}", label))
 
 
 def _metrics(run: Run) -> Iterator[tuple[str, str]]:

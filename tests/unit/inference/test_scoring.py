@@ -13,6 +13,7 @@ import numpy as np
 import openvino
 import pytest
 
+from anomalib_osdirf.export import metadata
 from anomalib_osdirf.inference.reading import read_image
 from anomalib_osdirf.inference.scoring import ModelError, load_scorer
 from brightness import brightness_model
@@ -156,3 +157,14 @@ def test_checkpoints_of_unknown_models_ask_for_the_name(tmp_path: Path) -> None:
         load_scorer(tmp_path / "model.ckpt")
     with pytest.raises(ModelError, match="is of GAN, which is not known"):
         load_scorer(tmp_path / "model.ckpt", "GAN")
+
+
+def test_metadata_of_another_model_are_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As after an export of anomalib's own into the folder of one of ours."""
+    model = brightness_model(tmp_path, size=20)
+    metadata.write_json({"model": "OSDIRF", "image_sensitivity": 0.4}, model)
+    assert load_scorer(model).name == "OSDIRF"
+    assert caplog.text == ""
+    scorer = load_scorer(brightness_model(tmp_path, size=40))
+    assert (scorer.name, scorer.threshold) == ("model", 0.5)
+    assert "model.json is ignored" in caplog.text

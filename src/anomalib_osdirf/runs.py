@@ -1,0 +1,26 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder, in which anomalib puts what one training writes: ``<root>/<model>/<data>[/<category>]/v<number>``."""
+
+from pathlib import Path
+
+RESULTS = "report.sqlite"
+
+
+def run_of(checkpoint: Path | str) -> Path | None:
+    """Return the run folder of a checkpoint, ``None`` if the checkpoint does not lie where a training wrote it."""
+    file = Path(checkpoint).resolve()
+    return file.parents[2] if file.parts[-3:-1] == ("weights", "lightning") else None
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder has a training's or a test's results."""
+    return (folder / "weights").is_dir() or (folder / RESULTS).is_file()
+
+
+def shown(path: Path) -> str:
+    """Write a path as it can be typed here: relative to the working directory if it is below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
