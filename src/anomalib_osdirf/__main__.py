@@ -15,13 +15,15 @@ from importlib import import_module
 from rich.console import Console
 from rich.table import Table
 
-from anomalib_osdirf.arguments import fail
+from anomalib_osdirf.arguments import fail, is_anomalibs
 from anomalib_osdirf.terminal import VERBOSE, mistake, verbose, without_noise
 
 PROGRAM = "python -m anomalib_osdirf"
 
 # Subcommand: the module whose `main(arguments) -> exit status` runs it, and a line of help.
 SUBCOMMANDS = {
+    "train": ("anomalib_osdirf.train", "Train on a folder of parts, test, export and report, all into one folder."),
+    "predict": ("anomalib_osdirf.predict", "Score a folder of images with a checkpoint or an exported model."),
     "quickstart": ("anomalib_osdirf.quickstart", "Train, test and export OSDIRF on the embedded data set."),
     "benchmark": (
         "anomalib_osdirf.benchmark",
@@ -33,8 +35,7 @@ SUBCOMMANDS = {
     "doctor": ("anomalib_osdirf.doctor", "Check this installation and say what to do where something is amiss."),
 }
 
-
-# anomalib's own, which this program hands on.
+# anomalib's own, which this program hands on: those of both names where their arguments are anomalib's.
 ANOMALIB_SUBCOMMANDS = ("train", "test", "predict", "export", "fit", "validate", "install")
 
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"`{PROGRAM} --help` lists them."
         return fail(PROGRAM, f"there is no command {command!r}; {hint}", 2)
     try:
-        if command in SUBCOMMANDS:
+        if command in SUBCOMMANDS and not (command in ANOMALIB_SUBCOMMANDS and is_anomalibs(arguments[1:])):
             module, _ = SUBCOMMANDS[command]
             with without_noise():
                 return int(import_module(module).main(arguments[1:], f"{PROGRAM} {command}"))

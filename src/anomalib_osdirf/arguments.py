@@ -3,7 +3,16 @@
 """What the command lines of our subcommands have in common."""
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
+
+_ANOMALIBS = re.compile(r"(-c|--config|--print_config|--data|--(model|data|trainer)\.[\w.]+)(=|$)")
+
+
+def is_anomalibs(arguments: Sequence[str]) -> bool:
+    """Tell whether arguments are those of anomalib's `train` or `predict`, and not of ours of the same names."""
+    return any(_ANOMALIBS.match(argument) for argument in arguments)
 
 
 def positive(text: str) -> int:

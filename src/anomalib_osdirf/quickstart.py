@@ -5,16 +5,16 @@
 import argparse
 import io
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from anomalib_osdirf.progress import say
 from anomalib_osdirf.terminal import quiet
+from anomalib_osdirf.train import run
 
 
 def config_file() -> Path:
@@ -24,47 +24,24 @@ def config_file() -> Path:
     return next(place for place in places if place.is_file())
 
 
-def run_category(category: str, root: Path, quiet: bool = False) -> dict[str, Any]:
+def run_category(category: str, root: Path, quiet: bool = False) -> tuple[Path, Path | None]:
     """Train, test, export and report one category.
 
     Args:
         category: Surface of the embedded data set.
-        root: Results folder.
+        root: Folder of the run folders.
         quiet: Whether to leave out progress bars.
 
     Returns:
-        Metrics by name, with ``seconds``, ``results``, ``checkpoint``, ``exported`` and ``report``.
+        The run folder and its page, ``None`` where that could not be made.
     """
-    from anomalib.engine import Engine
-
-    import anomalib_osdirf.models  # noqa: F401 - the configuration names ours, and there may be no import hook
-    from anomalib_osdirf.report.command import measure_latencies
-    from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
-
-    start = time.perf_counter()
-    engine, model, datamodule = Engine.from_config(
-        config_file(),
-        **{
-            "data.init_args.category": category,
-            "default_root_dir": root,
-            # The page is made when the exported model is there to be timed.
-            "trainer.callbacks.init_args.page": False,
-            "trainer.callbacks.init_args.quiet": True,
-            "trainer.enable_progress_bar": not quiet,
-        },
-    )
-    metrics = dict(engine.train(model, datamodule=datamodule)[0])
-    seconds = time.perf_counter() - start
-    checkpoint = Path(str(engine.best_model_path))
-    results = checkpoint.parents[2]
-    exported = engine.export(model, "openvino", export_root=results, ckpt_path=checkpoint)
-    measure_latencies(results)
-    files = {
-        "checkpoint": checkpoint,
-        "exported": exported,
-        "report": write_page_or_warn([results], results / PAGE_NAME),
+    values = {
+        "config": config_file(),
+        "data.init_args.category": category,
+        "default_root_dir": root,
+        "trainer.enable_progress_bar": not quiet,
     }
-    return {**metrics, "seconds": seconds, "results": results, **files}
+    return run([f"--{name}={value}" for name, value in values.items()])
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -78,7 +55,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         The exit status.
     """
     from anomalib_osdirf.data.synthetic_surfaces import CATEGORIES
-    from anomalib_osdirf.export.options import need
+    from anomalib_osdirf.report.summary import print_summary
 
     parser = argparse.ArgumentParser(
         prog=program, description="Train, test and export OSDIRF on the embedded data set."
@@ -93,52 +70,31 @@ def main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     options = parser.parse_args(arguments)
     categories = CATEGORIES if options.category == "all" else [options.category]
-    need("openvino", "onnx", "onnxscript")
     # Phases are printed whatever the level of logging.
     with (
         quiet(logging.WARNING if options.quiet else logging.INFO),
         redirect_stdout(io.StringIO()) if options.quiet else nullcontext(),
     ):
         runs = {category: run_category(category, options.root, options.quiet) for category in categories}
-    report = _report(runs, options.root)
     if options.quiet:
         return 0
-    console = Console()
-    console.print(_table(runs))
-    # Not wrapped: commands are there to be copied.
-    console.print(_next_steps(runs[categories[0]], report), soft_wrap=True, highlight=False, markup=False)
+    folder, page = runs[categories[0]]
+    if len(runs) > 1:
+        page = _compare([folder for folder, _ in runs.values()], options.root)
+    print_summary(folder, page, title="Quick start finished")
+    say("Your own parts: python -m anomalib_osdirf train <folder>, good ones in its subfolder good")
     return 0
 
 
-def _table(runs: dict[str, dict[str, Any]]) -> Table:
-    table = Table("", *runs, title="OSDIRF on the embedded data set")
-    if len(runs) > 1:
-        table.add_column("mean")
-    for name in [name for name, value in next(iter(runs.values())).items() if isinstance(value, float)]:
-        values = [run[name] for run in runs.values()]
-        mean = [sum(values) / len(values)] if len(values) > 1 else []
-        table.add_row(name, *(f"{value:.3f}" for value in [*values, *mean]))
-    return table
+def _compare(folders: Sequence[Path], root: Path) -> Path | None:
+    """Print the metrics of all runs, and make a page about them."""
+    from anomalib_osdirf.report.page import PAGE_NAME, Run, write_page_or_warn
+    from anomalib_osdirf.report.results import Results
 
-
-def _report(runs: dict[str, dict[str, Any]], root: Path) -> Path | None:
-    """Make a page about all runs, if there are several; return the page to look at."""
-    from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
-
-    if len(runs) == 1:
-        return next(run["report"] for run in runs.values())
-    return write_page_or_warn([run["results"] for run in runs.values()], root / PAGE_NAME)
-
-
-def _next_steps(run: dict[str, Any], report: Path | None) -> str:
-    return f"""Report:     {report or "not made, see above"}
-Pictures:   {run["results"] / "images"}
-Checkpoint: {run["checkpoint"]}
-OpenVINO:   {run["exported"]}
-
-Score a folder of images with this model:
-  anomalib predict --model OSDIRF --ckpt_path {run["checkpoint"]} --data <folder>
-Train on your own parts, good ones in <root>/good and defective ones in <root>/defect:
-  anomalib train --config configs/osdirf.yaml --data.init_args.root <root>
-Without internet, add:
-  --model.init_args.backbone_weights <efficientnet_b4 weights, .safetensors or .pth>"""
+    runs = [Run(Results(folder)) for folder in folders]
+    table = Table("", *(run.data for run in runs), "mean", title="OSDIRF on the embedded data set")
+    for name in runs[0].metrics:
+        values = [run.metrics[name].value for run in runs]
+        table.add_row(name, *(f"{value:.3f}" for value in [*values, sum(values) / len(values)]))
+    Console().print(table)
+    return write_page_or_warn(folders, root / PAGE_NAME)

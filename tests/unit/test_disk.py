@@ -46,7 +46,7 @@ def test_command_ends_with_one_sentence(
         raise OSError(number, os.strerror(number), "results/model.ckpt")
 
     monkeypatch.setattr(command_line, "_run_anomalib", fail)
-    assert command_line.main(["train"]) == 1
+    assert command_line.main(["test"]) == 1
     sentence = capsys.readouterr().err
     assert sentence == (
         f"python -m anomalib_osdirf: {os.strerror(number)}: 'results/model.ckpt'; make room there, or write to another "
@@ -60,7 +60,7 @@ def test_other_errors_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(command_line, "_run_anomalib", fail)
     with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
-        command_line.main(["train"])
+        command_line.main(["test"])
 
 
 def test_quickstart_whose_results_can_not_be_written_ends_before_it_begins(

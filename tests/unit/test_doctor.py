@@ -316,4 +316,4 @@ def test_help_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:
 def test_models_that_fail_end_the_command_line_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "anomalib_osdirf.models", None)
     with pytest.raises(SystemExit, match=r"can't start.*anomalib_osdirf doctor"):
-        command_line.main(["train"])
+        command_line.main(["test"])

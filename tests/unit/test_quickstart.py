@@ -3,32 +3,45 @@
 """What the quick start prints around its trainings."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from anomalib_osdirf import quickstart
 from anomalib_osdirf.__main__ import main
+from anomalib_osdirf.report import page
+from results_folder import ordinary_images, write_results
 
 
 @pytest.fixture(autouse=True)
-def no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that trainings are done."""
 
-    def run_category(category: str, root: Path, quiet: bool) -> dict[str, Any]:
+    def run_category(category: str, root: Path, quiet: bool) -> tuple[Path, Path]:
+        del quiet
         print(f"training noise of {category}")
-        names = ("results", "checkpoint", "exported", "report")
-        return {"image_AUROC": 0.75, **{name: root / category / name for name in names}}
+        data = {"name": "SyntheticSurfaces", "category": category}
+        folder = write_results(root / category, ordinary_images(), data=data, checkpoint=str(root / "model.ckpt"))
+        return folder, folder / "report.html"
 
     monkeypatch.setattr(quickstart, "run_category", run_category)
+    monkeypatch.setattr(page, "_charts", str)
 
 
 def test_summary_says_what_came_out_and_what_is_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "--root", str(tmp_path)]) == 0
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line)
+    assert lines["image AUROC"].strip().startswith("0.")
+    assert lines["Report"].strip() == str(tmp_path / "weave" / "report.html")
+    assert lines["Predict"].split()[-2:] == [str(tmp_path / "model.ckpt"), "<folder>"]
+    assert "anomalib_osdirf train" in lines["Your own parts"]
+
+
+def test_several_surfaces_get_a_table_and_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--category", "all", "--root", str(tmp_path)]) == 0
     output = capsys.readouterr().out
-    assert "0.750" in output
-    assert f"Report:     {tmp_path / 'weave' / 'report'}" in output
-    assert f"--ckpt_path {tmp_path / 'weave' / 'checkpoint'}" in output
+    assert "mean" in output
+    assert f"Report:      {tmp_path / 'report.html'}" in output
+    assert "brushed_metal" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,10 +252,15 @@ def _end_training(model: AnomalibModule, entry: Entry) -> None:
     if entry.max_epochs is not None:
         own, limit = model.configure_callbacks, _EpochLimit(entry.max_epochs)
         model.configure_callbacks = lambda: [*own(), limit]  # type: ignore[method-assign,misc]
-    elif not (
-        isinstance(model, DiffusionTraining)
-        or model.trainer_arguments.keys() & {"max_epochs", "max_steps"}
-        or model.learning_type in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
-    ):
+    elif not has_an_end(model):
         msg = f"model {entry.name!r} trains by gradient and would do so for 1000 epochs; give its entry max_epochs."
         raise ValueError(msg)
+
+
+def has_an_end(model: AnomalibModule) -> bool:
+    """Tell whether a model says how long to train; Lightning's default is 1000 epochs."""
+    return (
+        isinstance(model, DiffusionTraining)
+        or bool(model.trainer_arguments.keys() & {"max_epochs", "max_steps"})
+        or model.learning_type in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
+    )

@@ -76,7 +76,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
         required=True,
         help="folder with images (with all folders in it), text file with a path in each line, or a pattern",
     )
-    parser.add_argument("--output", type=Path, required=True, help="file to write, such as scores.parquet")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="scores.parquet, or scores.csv with it",
+    )
     parser.add_argument("--maps", type=Path, metavar="DIR", help="also write anomaly maps, as numpy's .npy files")
     parser.add_argument("--workers", type=positive, help="processes that score (as many as there are CPUs for)")
     parser.add_argument("--cpus", type=positive, default=1, help="CPUs of a worker (1)")
@@ -97,22 +102,27 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> "Totals":
     from anomalib_osdirf.bulk.listing import list_images
-    from anomalib_osdirf.bulk.rows import Job, readable
-    from anomalib_osdirf.bulk.store import Store
+    from anomalib_osdirf.bulk.rows import Job
+    from anomalib_osdirf.bulk.store import Store, write_csv
+    from anomalib_osdirf.inference.reading import readable
 
     visible = not options.quiet
     model = find_model(options.model)
     if model.suffix not in _FILES:
         msg = f"--model {str(model)!r} is a checkpoint; export it first, with anomalib export --export_type openvino."
         raise ModelError(msg)
-    if options.output.suffix != ".parquet":
-        msg = f"--output {str(options.output)!r} does not end in .parquet, which is what it becomes."
+    if options.output.suffix not in {".parquet", ".csv"}:
+        msg = f"--output {str(options.output)!r} ends in neither .parquet nor .csv, which say what it becomes."
         raise _OptionError(msg)
     scorer = load_scorer(model)  # a worker would say less clearly what is wrong with it
     name = f"{scorer.name}, {scorer.kind}, {model}"
     del scorer
     maps = None if options.maps is None else str(options.maps.absolute())
-    store = Store(options.output.absolute(), {"model": _digest(model), "maps": maps}, options.save_every)
+    parquet = options.output.with_suffix(".parquet")  # which the next run goes on from
+    if options.output.exists() and not parquet.exists():
+        msg = f"--output {str(options.output)!r} exists, and {parquet.name} does not; choose another, or move it away."
+        raise _OptionError(msg)
+    store = Store(parquet.absolute(), {"model": _digest(model), "maps": maps}, options.save_every)
     with step("Listing images", visible):
         images = list_images(options.input)
         finished = store.finished(options.retry_errors)
@@ -121,6 +131,8 @@ def _run(options: argparse.Namespace) -> "Totals":
     scored = _score(pending, job, store, options) if pending else "nothing, all images were scored before"
     with step(f"Writing {options.output}", visible):
         totals = store.merge()
+        if options.output != parquet:
+            write_csv(parquet, options.output)
     if visible:
         box("Scoring finished", _lines(name, scored, totals, options))
     return totals
@@ -164,7 +176,8 @@ def _lines(name: str, scored: str, totals: "Totals", options: argparse.Namespace
     yield "Scores", str(options.output)
     if options.maps is not None:
         yield "Maps", str(options.maps)
-    code = f"import pandas; print(pandas.read_parquet({str(options.output)!r}).nlargest(10, 'score'))"
+    read = f"pandas.read_{options.output.suffix[1:]}({str(options.output)!r})"
+    code = f"import pandas; print({read}.nlargest(10, 'score'))"
     yield "Look", f'python -c "{code}"'
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
-# Those of anomalib's folders.
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from anomalib_osdirf.inference.reading import IMAGE_SUFFIXES
 
 
 class ListingError(ValueError):

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomalib_osdirf.inference.reading import ImageError, read_image
-from anomalib_osdirf.inference.scoring import ModelError, load_scorer
+from anomalib_osdirf.inference.reading import ImageError, read_image, readable
+from anomalib_osdirf.inference.scoring import ModelError, largest_region, load_scorer
 
 SCHEMA = pa.schema(
     [
@@ -128,38 +128,6 @@ class Witness:
     def close(self) -> None:
         """Leave nothing behind."""
         self._file.unlink(missing_ok=True)
-
-
-def largest_region(mask: NDArray[np.bool_], width: int, height: int) -> list[int] | None:
-    """Return the box of the largest connected anomalous region.
-
-    Args:
-        mask: Where the image is anomalous ``(h, w)``.
-        width: The image's width in pixels, which may be another than the mask's.
-        height: Its height.
-
-    Returns:
-        First column, first row, column after the last and row after the last, in the image's pixels; ``None`` if
-        nothing is anomalous.
-    """
-    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count == 1:  # the background
-        return None
-    left, top, columns, rows, _ = (
-        int(value) for value in max(statistics[1:], key=lambda found: found[cv2.CC_STAT_AREA])
-    )
-    mask_height, mask_width = mask.shape
-    return [
-        left * width // mask_width,
-        top * height // mask_height,
-        -(-(left + columns) * width // mask_width),
-        -(-(top + rows) * height // mask_height),
-    ]
-
-
-def readable(text: str) -> str:
-    """Return a text that every program can read, where a file's name is of no known encoding."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _write_map(folder: Path, image: Path, anomaly_map: NDArray[np.float32]) -> Path:

@@ -14,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from anomalib_osdirf.bulk.rows import SCHEMA
 
 _KEY = b"anomalib_osdirf"
+_CSV = SCHEMA.set(SCHEMA.get_field_index("box"), pa.field("box", pa.string()))
 _ROWS_OF_A_GROUP = 100_000
 
 
@@ -163,6 +165,20 @@ class Store:
             stream.flush()
             os.fsync(stream.fileno())
         unfinished.replace(file)
+
+
+def write_csv(scores: Path, output: Path) -> None:
+    """Write a file of scores as CSV, whole or not at all, boxes as four numbers with spaces between."""
+    unfinished = output.with_name(f".{output.name}.partial")
+    try:
+        with csv.CSVWriter(unfinished, _CSV) as writer:
+            for rows in _read(scores):
+                boxes = [None if box is None else " ".join(map(str, box)) for box in rows["box"].to_pylist()]
+                index = rows.schema.get_field_index("box")
+                writer.write_table(rows.set_column(index, "box", pa.array(boxes, pa.string())).cast(_CSV))
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

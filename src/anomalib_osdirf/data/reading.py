@@ -44,6 +44,13 @@ def read_carefully() -> None:
                 setattr(module, name, reader)
 
 
+def allow_any_script() -> None:
+    """Have anomalib take folders whose names have letters beyond ASCII, which it refuses as not printable."""
+    from anomalib.data.utils import path
+
+    path.contains_non_printable_characters = lambda name: not str(name).isprintable()
+
+
 def trouble_with(path: str | Path) -> str | None:
     """Read an image or mask, and tell in a sentence why it can't be read, ``None`` if it can."""
     try:

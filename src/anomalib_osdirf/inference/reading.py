@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading image files that may be broken, too large, or no images at all."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# Those of anomalib's folders.
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FULL_SCALE_16_BIT = 65535
 
 
@@ -47,6 +50,11 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble on
         msg = f"{path.name} can't be read as an image; it may be broken, or of a kind that Pillow doesn't know."
         raise ImageError(msg) from error
+
+
+def readable(text: str) -> str:
+    """Return a text that every program can read, where a file's name is of no known encoding."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _check_file(path: Path) -> None:

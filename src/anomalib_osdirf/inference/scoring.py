@@ -251,6 +251,33 @@ def find_model(path: Path) -> Path:
     return path
 
 
+def largest_region(mask: NDArray[np.bool_], width: int, height: int) -> list[int] | None:
+    """Return the box of the largest connected anomalous region.
+
+    Args:
+        mask: Where the image is anomalous ``(h, w)``.
+        width: The image's width in pixels, which may be another than the mask's.
+        height: Its height.
+
+    Returns:
+        First column, first row, column after the last and row after the last, in the image's pixels; ``None`` if
+        nothing is anomalous.
+    """
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count == 1:  # the background
+        return None
+    left, top, columns, rows, _ = (
+        int(value) for value in max(statistics[1:], key=lambda found: found[cv2.CC_STAT_AREA])
+    )
+    mask_height, mask_width = mask.shape
+    return [
+        left * width // mask_width,
+        top * height // mask_height,
+        -(-(left + columns) * width // mask_width),
+        -(-(top + rows) * height // mask_height),
+    ]
+
+
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 

@@ -100,7 +100,7 @@ class ReportCallback(Callback):
             file = self._folder(trainer) / FILE_NAME
             logger.warning("The report will lack what follows, because %s can't be written (%s).", file, error)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:  # noqa: ANN401
         """Give a test that does not follow a training a folder of its own."""
         root = Path(trainer.default_root_dir)
         if stage == "fit":

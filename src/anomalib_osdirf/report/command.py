@@ -26,7 +26,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         description="Make one page about one or more runs of any anomalib model. The callback "
         f"anomalib_osdirf.report.ReportCallback writes what it needs, {FILE_NAME}, while a test runs.",
     )
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help=f"results folders with {FILE_NAME}")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="run folders, or folders of many runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (report.html)")
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument(
@@ -40,18 +40,27 @@ def main(arguments: Sequence[str], program: str) -> int:
     options = parser.parse_args(arguments)
     try:
         for folder in options.results:
-            if options.test and folder.is_dir() and not (folder / FILE_NAME).is_file():
+            if options.test and folder.is_dir() and not any(folder.rglob(FILE_NAME)):
                 _test(folder)
-            if options.latency and (folder / FILE_NAME).is_file():
+        folders = [run for folder in options.results for run in _runs(folder)]
+        for folder in folders if options.latency else []:
+            if (folder / FILE_NAME).is_file():
                 measure_latencies(folder)
         from anomalib_osdirf.report.page import write_page
 
-        page = write_page(options.results, options.output, options.title)
+        page = write_page(folders, options.output, options.title)
     except (ResultsError, ModuleNotFoundError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
         return 1
     print(page)  # noqa: T201
     return 0
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Return a run folder, or all that are somewhere in a folder."""
+    if (folder / FILE_NAME).is_file():
+        return [folder]
+    return sorted(file.parent for file in folder.rglob(FILE_NAME)) or [folder]
 
 
 def measure_latencies(folder: Path) -> None:

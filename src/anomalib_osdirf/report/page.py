@@ -178,6 +178,11 @@ class Run:
         """Models in the folder."""
         return find_exports(self.results.folder, self.entries.get("latencies"))
 
+    @property
+    def tested_images(self) -> frozenset[tuple[str | None, int]]:
+        """Paths and labels of the tested images."""
+        return frozenset(zip(self.results.paths, self.results.labels.tolist(), strict=True))
+
     @cached_property
     def counts(self) -> dict[str, int]:
         """Numbers of images by their label."""
@@ -317,6 +322,7 @@ def _render(runs: list[Run], title: str | None) -> str:
         made=metadata.now(),
         version=metadata.versions()["anomalib-osdirf"],
         runs=runs,
+        tests_differ=len({run.tested_images for run in runs if run.results.ids}) > 1,
         metric_rows=_metric_rows(runs),
         means=_means(runs),
         group_rows=_group_rows(runs),

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_osdirf.report.logs import find_logs
-from anomalib_osdirf.runs import RESULTS as FILE_NAME
+from anomalib_osdirf.runs import RESULTS
 
+FILE_NAME = RESULTS
 FORMAT = 2
 
 _TABLES = """

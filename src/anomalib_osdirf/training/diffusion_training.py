@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 import anomalib_osdirf
 from anomalib_osdirf import terminal
 from anomalib_osdirf.data.broken_files import datasets_in, leave_out_broken, report
-from anomalib_osdirf.data.reading import read_carefully
+from anomalib_osdirf.data.reading import allow_any_script, read_carefully
 from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.processes import Processes
@@ -168,6 +168,7 @@ class DiffusionTraining(LightningModule):
 
     def build_model(self, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         """Build the torch module from those of the constructor's arguments that it takes."""
+        allow_any_script()  # before the datamodule looks at its folders
         owners = (*self.network_class.__mro__, *self.network_parts)
         constructors = (vars(owner)["__init__"] for owner in owners if "__init__" in vars(owner))
         names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}

@@ -36,12 +36,14 @@ def test_ray_is_asked_for_where_it_is_missing(
 def test_what_can_not_be_done_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = tmp_path / "model.ckpt"
     checkpoint.write_bytes(b"")
-    (tmp_path / "s.parquet").write_bytes(b"precious")
+    for name in ("s.parquet", "t.csv"):
+        (tmp_path / name).write_bytes(b"precious")
     for options, sentence in (
         ({"model": tmp_path / "gone.xml"}, "does not exist; give an exported"),
         ({"model": checkpoint}, "is a checkpoint; export it first"),
         ({"input": tmp_path / "gone"}, "--input '.*gone' does not exist"),
-        ({"output": tmp_path / "s.csv"}, "--output '.*s.csv' does not end in .parquet"),
+        ({"output": tmp_path / "s.xlsx"}, "--output '.*s.xlsx' ends in neither .parquet nor .csv"),
+        ({"output": tmp_path / "t.csv"}, "exists, and t.parquet does not"),
         ({"output": tmp_path / "s.parquet"}, "exists and is not of this command"),
     ):
         complete = {"model": model, "input": tmp_path, "output": tmp_path / "new.parquet", **options}

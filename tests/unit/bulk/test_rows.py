@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from anomalib_osdirf.bulk import rows
-from anomalib_osdirf.bulk.rows import Job, Witness, Worker, largest_region
-from anomalib_osdirf.inference.scoring import ModelError
+from anomalib_osdirf.bulk.rows import Job, Witness, Worker
+from anomalib_osdirf.inference.scoring import ModelError, largest_region
 from brightness import brightness_model
 
 SIZE = (60, 80)  # rows, columns

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """However a run ends, its scores go on where they were, with one row for each image in the end."""
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomalib_osdirf.bulk.rows import SCHEMA
-from anomalib_osdirf.bulk.store import Store, StoreError
+from anomalib_osdirf.bulk.store import Store, StoreError, write_csv
 
 SETTINGS = {"model": "abc", "maps": None}
 
@@ -43,6 +44,21 @@ def test_rows_become_one_file(output: Path) -> None:
     assert [file.name for file in output.parent.iterdir()] == ["scores.parquet"]
     assert (totals.images, totals.anomalous, totals.scored, totals.errors) == (3, 2, 2, 1)
     assert totals.first_error == "c is broken."
+
+
+def test_scores_become_csv(output: Path) -> None:
+    store = _store(output)
+    store.add(_rows("a, b"))
+    store.add(_rows("c", error="c is broken."))
+    store.merge()
+    write_csv(output, output.with_suffix(".csv"))
+    rows = list(csv.DictReader(output.with_suffix(".csv").open(encoding="utf-8")))
+    assert [(row["path"], row["label"]) for row in rows] == [("a, b", "true"), ("c", "")]
+        ("a, b", "true", ""),
+        ("c", "", "c is broken."),
+    ]
+    assert rows[0]["box"] == "1 2 3 4"
+    assert {file.name for file in output.parent.iterdir()} == {"scores.csv", "scores.parquet"}
 
 
 def test_rows_are_written_down_in_time(output: Path) -> None:

@@ -1,0 +1,251 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m anomalib_osdirf train``: from a folder of parts to a tested, exported model in one run folder."""
+
+import argparse
+import inspect
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from anomalib_osdirf.arguments import positive
+from anomalib_osdirf.data.parts import Parts, find_parts
+from anomalib_osdirf.progress import box
+from anomalib_osdirf.terminal import quiet
+
+logger = logging.getLogger(__name__)
+
+_STRIDE = 16  # pixels of an image for a position of the grid
+_WORKERS = 4  # that read images
+
+
+class TrainError(ValueError):
+    """Options that can't be met; its message says why and what to do."""
+
+
+def main(arguments: Sequence[str], program: str) -> int:
+    """Train on a folder of parts.
+
+    Args:
+        arguments: The command line after the subcommand.
+        program: Name for the help text.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        PartsError: If something is wrong with the folder.
+        TrainError: If something is wrong with the options.
+        ModuleNotFoundError: If packages of the extra ``openvino`` are missing.
+    """
+    options = _parser(program).parse_args(arguments)
+    parts = find_parts(options.folder, options.output)
+    box(f"Found in {options.folder}", parts.lines())
+    with quiet():
+        folder, page = run(*_arguments(options, parts))
+    from anomalib_osdirf.report.summary import print_summary
+
+    print_summary(folder, page, title="Training finished")
+    return 0
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Train a model on a folder of parts, test it, export it to OpenVINO and report, all into one run "
+        "folder. The folder has good parts in 'good', and defective ones and masks beside it if there are any; or it "
+        "is laid out as MVTec AD. For everything else there is `anomalib train --config <run folder>/config.yaml`.",
+    )
+    parser.add_argument("folder", type=Path, help="folder of parts")
+    parser.add_argument("--backbone", help="timm model, or filter_bank, which needs no weights")
+    parser.add_argument(
+        "--backbone-weights", type=Path, metavar="FILE", help=".safetensors or .pth file, instead of a download"
+    )
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="side that images are resized to (256)")
+    parser.add_argument(
+        "--false-alarm-rate", type=_share, metavar="RATE", help="share of good parts that may be called defective"
+    )
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder for run folders (results)")
+    parser.add_argument("--model", default="OSDIRF", help="another model of anomalib's, such as Patchcore")
+    parser.add_argument("--seed", type=int, default=0, help="seed of split and training (0)")
+    return parser
+
+
+def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> tuple[Path, Path | None]:
+    """Train, test, export to OpenVINO and report by anomalib's command line.
+
+    Args:
+        arguments: Arguments of ``anomalib train``, with a ``ReportCallback`` among them.
+        weights: Files of timm backbones' weights by the backbone's name, for models that have no argument for that.
+
+    Returns:
+        The run folder and its page, ``None`` where that could not be made.
+
+    Raises:
+        TrainError: If weights can't be had.
+        ModuleNotFoundError: If packages of the extra ``openvino`` are missing.
+    """
+    from anomalib.cli import AnomalibCLI
+
+    import anomalib_osdirf.models  # noqa: F401 - the arguments name ours, and there may be no import hook
+    from anomalib_osdirf.benchmark.contestant import has_an_end, local_weights
+    from anomalib_osdirf.data.reading import allow_any_script
+    from anomalib_osdirf.export.options import need
+    from anomalib_osdirf.report import ReportCallback
+    from anomalib_osdirf.report.command import measure_latencies
+    from anomalib_osdirf.report.page import PAGE_NAME, write_page_or_warn
+
+    need("openvino", "onnx", "onnxscript")
+    allow_any_script()
+    with local_weights(weights or {}):
+        cli = AnomalibCLI(["train", *arguments], run=False)
+        model, engine = cli.model, cli.engine
+        if not has_an_end(model):
+            msg = f"--model {model.name} trains by gradient and has no end of its own"
+            raise TrainError(f"{msg}; use anomalib train with --trainer.max_epochs.")
+        _load_weights(model)
+        callbacks = cli.config_init.train.trainer.callbacks
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+            if isinstance(callback, ReportCallback):  # page and summary are made when the exported model is there
+                callback.page, callback.quiet = False, True
+        try:
+            engine.train(model, datamodule=cli.datamodule)
+        except BaseException:
+            _remove_failed(engine)
+            raise
+    folder = Path(engine.trainer.default_root_dir)
+    try:
+        engine.export(model, "openvino", export_root=folder, ckpt_path=engine.best_model_path or None)
+        measure_latencies(folder)
+    except Exception as error:  # noqa: BLE001 - whatever an export fails of, the training is not lost
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("%s is not exported to OpenVINO (%s); its checkpoint is complete.", model.name, reason)
+    return folder, write_page_or_warn([folder], folder / PAGE_NAME)
+
+
+def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], dict[str, str]]:
+    """Write options as arguments of ``anomalib train``, and a weights file by the backbone's name."""
+    from anomalib.models.components import AnomalibModule
+
+    import anomalib_osdirf.models  # noqa: F401 - makes ours known
+
+    known = {one.__name__: one for one in AnomalibModule.__subclasses__()}
+    if options.model not in known:
+        close = get_close_matches(options.model, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(known))}."
+        raise TrainError(f"--model {options.model} is no model of anomalib's; {hint}")
+    takes = inspect.signature(known[options.model]).parameters
+    model: dict[str, Any] = {}
+    weights: dict[str, str] = {}
+    if options.backbone is not None:
+        _need("backbone", takes, options)
+        model["backbone"] = options.backbone
+    if options.backbone_weights is not None:
+        _need("backbone", takes, options)
+        if not options.backbone_weights.is_file():
+            msg = f"--backbone-weights {str(options.backbone_weights)!r} does not exist"
+            raise TrainError(f"{msg}; give a .safetensors or .pth file, or --backbone filter_bank, which needs none.")
+        file = str(options.backbone_weights.resolve())
+        if "backbone_weights" in takes:
+            model["backbone_weights"] = file
+        else:
+            weights[options.backbone or takes["backbone"].default] = file
+    if options.image_size is not None:
+        model["pre_processor"] = _pre_processor(known[options.model], options)
+        if "grid_size" in takes:
+            model["grid_size"] = options.image_size // _STRIDE
+    if options.false_alarm_rate is not None:
+        if "false_alarm_rate" in takes:
+            model["false_alarm_rate"] = options.false_alarm_rate
+        else:
+            path = "anomalib_osdirf.post_processing.FalseAlarmPostProcessor"
+            rate = {"false_alarm_rate": options.false_alarm_rate}
+            model["post_processor"] = {"class_path": path, "init_args": rate}
+    always = {"seed": options.seed, "skip_broken_images": True}
+    model |= {name: value for name, value in always.items() if name in takes}
+    data = {**parts.folder_arguments(), "seed": options.seed, "num_workers": min(_WORKERS, os.cpu_count() or 1)}
+    values: dict[str, Any] = {
+        "model": {"class_path": options.model, "init_args": model},
+        "data": {"class_path": "anomalib.data.Folder", "init_args": data},
+        "trainer.callbacks": [{"class_path": "anomalib_osdirf.report.ReportCallback"}],
+    }
+    arguments = [f"--{name}={json.dumps(value)}" for name, value in values.items()]
+    return [*arguments, f"--default_root_dir={options.output}"], weights
+
+
+def _need(argument: str, takes: Mapping[str, Any], options: argparse.Namespace) -> None:
+    if argument not in takes:
+        raise TrainError(f"--{argument} is not for {options.model}, which has no choice of it; leave it out.")
+
+
+def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  # noqa: ANN401
+    """Write a model's own pre-processing, with another image size, as configuration."""
+    from torchvision.transforms import v2
+
+    size = (options.image_size, options.image_size)
+    configured: list[dict[str, Any]] = []
+    for part in model.configure_pre_processor(size).transform.transforms:
+        match part:
+            case v2.Resize():
+                values: dict[str, Any] = {"size": list(size), "antialias": True}
+            case v2.Normalize():
+                values = {"mean": list(part.mean), "std": list(part.std)}
+            case _:
+                msg = f"--image-size {options.image_size} is not for {options.model}, whose images are also cropped"
+                raise TrainError(f"{msg}; leave it out.")
+        configured.append({"class_path": f"torchvision.transforms.v2.{type(part).__name__}", "init_args": values})
+    compose = {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": configured}}
+    return {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": compose}}
+
+
+def _load_weights(model: Any) -> None:  # noqa: ANN401 - any of anomalib's
+    """Find out before anything is written whether a backbone's weights can be had.
+
+    Raises:
+        TrainError: If not.
+    """
+    backbone = getattr(getattr(getattr(model, "model", None), "network", None), "backbone", None)
+    if backbone is None or not model.hparams.get("pre_trained"):
+        return
+    try:
+        backbone.load_pretrained(model.hparams["backbone_weights"])
+    except ValueError as error:
+        raise TrainError(str(error)) from error
+    except RuntimeError as error:
+        msg = (
+            f"The weights of {backbone.name} can't be downloaded; give their file with --backbone-weights, or use "
+            "--backbone filter_bank, which needs none."
+        )
+        raise TrainError(msg) from error
+
+
+def _remove_failed(engine: Any) -> None:  # noqa: ANN401
+    """Remove what a training wrote that failed before its first checkpoint, and let ``latest`` be the run before."""
+    if engine._trainer is None:  # noqa: SLF001 - its property would raise
+        return
+    folder = Path(engine.trainer.default_root_dir)
+    if any(folder.rglob("*.ckpt")):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.parent / "latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink()
+        before = [one for one in folder.parent.glob("v*") if one.name[1:].isdecimal()]
+        if before:
+            latest.symlink_to(max(before, key=lambda one: int(one.name[1:])), target_is_directory=True)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.01")
+    return share
