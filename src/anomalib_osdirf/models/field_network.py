@@ -35,7 +35,7 @@ class FieldNetwork(nn.Module):
         read: Pure function that reads the field, such as :func:`~anomalib_osdirf.diffusion.ddim_inversion`.
         timesteps: Timesteps that the denoiser is evaluated at.
         backbone: timm model name, or ``filter_bank``.
-        layers: Layers of the backbone; ``None`` takes those of stride 8 and 16.
+        layers: Layers of the backbone; ``None`` takes those of :func:`~anomalib_osdirf.features.build_backbone`.
         feature_dim: Number of principal components; ``None`` keeps all channels, standardised.
         whiten: Scale the components to unit variance.
         grid_size: Side of the field's grid; fine features have twice as many positions a side.

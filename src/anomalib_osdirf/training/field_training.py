@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import torch
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_osdirf.denoisers import checkpoint_gradients
 from anomalib_osdirf.export.exact_export import image_size_of
-from anomalib_osdirf.features import StreamingMoments, coarse, tiles
+from anomalib_osdirf.features import StreamingMoments, coarse, pre_processing, tiles
 from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.field_network import FieldNetwork
 from anomalib_osdirf.models.scorer import Fit, Painted, significant_gain
@@ -61,7 +62,7 @@ class FieldTraining(DiffusionTraining):
     step at which it explains most of their noise gives the field.
     """
 
-    structure = 2
+    structure = 3
     network_parts = (FieldNetwork,)
     needs_denoiser = False  # whether an untrained denoiser gives no field worth scoring
 
@@ -96,6 +97,25 @@ class FieldTraining(DiffusionTraining):
     _judged_step = -1
     _last_share: float | None = None
     _pieces_per_image = 1  # tiles, or 1
+
+    # ------------------------------------------------------------------ pre-processing
+
+    def suit_backbone(self, is_default: bool) -> None:
+        """Round the image size to the backbone's patches, and normalise as it was trained.
+
+        Args:
+            is_default: Whether the pre-processor is anomalib's default, not the user's, whose normalisation is kept.
+        """
+        own, backbone = self.pre_processor, self.model.network.backbone
+        if isinstance(own, PreProcessor) and own.transform is not None:
+            transform, sizes = pre_processing.rounded_to(backbone.patch, own.transform)
+            if sizes is not None:
+                logger.info(
+                    "Images are resized to %d x %d, not %d x %d: the nearest multiple of %s's patches of %d x %d.",
+                    *(*sizes[1], *sizes[0], backbone.name, *backbone.patch),
+                )
+            own.transform = pre_processing.normalised_for(backbone.name, transform) if is_default else transform
+        self.make_pre_processor_exact()
 
     # ------------------------------------------------------------------ data
 
@@ -220,6 +240,10 @@ class FieldTraining(DiffusionTraining):
             network.keep(float("nan"), 0)
             if self.hparams["pre_trained"]:
                 network.backbone.load_pretrained(self.hparams["backbone_weights"])
+                transform = getattr(self.pre_processor, "transform", None)
+                different = pre_processing.disagreement(network.backbone.name, transform)
+                if different and self.trainer.is_global_zero:
+                    logger.warning("The pre_processor %s; leave pre_processor out to use those.", different)
         if self.hparams["gradient_checkpointing"]:
             checkpoint_gradients(network.denoiser)
         self._feature_pass()

@@ -25,10 +25,11 @@ class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] #
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
             Defaults to ``efficientnet_b4``.
-        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 8 and 16.
-            Defaults to ``None``.
+        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 8 and 16 or, of
+            a transformer, blocks 3, 6, 9 and 11 of 12. Defaults to ``None``.
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
-        backbone_weights: Local .safetensors or .pth file to load instead of a download. Defaults to ``None``.
+        backbone_weights: Local .safetensors or .pth file to load instead of an installed package's (extra ``weights``,
+            for ``tf_efficientnet_lite0``) or a download. Defaults to ``None``.
         feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
             standardised. Defaults to ``96``.
         whiten: Scale the principal components to unit variance; otherwise each keeps its own. Without components
@@ -74,8 +75,8 @@ class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] #
             :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` takes the best F1
             where the validation data have defects, and masks of them for the pixel threshold; otherwise normal images,
             at a rate of 1 % or the smallest that so many support. Defaults to ``None``.
-        pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and ImageNet normalisation. Defaults to
-            ``True``.
+        pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and the normalisation that the backbone was
+            trained with. For transformers its size is rounded to a multiple of the patch. Defaults to ``True``.
         post_processor: Post-processor, or ``True`` for
             :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. Defaults to ``True``.
         evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
@@ -140,8 +141,8 @@ class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] #
             visualizer=visualizer,
         )
         self.check_training_arguments()
-        self.make_pre_processor_exact()
         self.model = self.build_model(dict(self.hparams))
+        self.suit_backbone(is_default=pre_processor is True)
 
 
 register(InvAD)
