@@ -26,9 +26,9 @@ SMALL = ["--backbone", "filter_bank", "--image-size", "64"]
 
 def _command(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "anomalib_osdirf", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "COLUMNS": "100"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
 
 

@@ -46,9 +46,9 @@ def read_carefully() -> None:
 
 def allow_any_script() -> None:
     """Have anomalib take folders whose names have letters beyond ASCII, which it refuses as not printable."""
-    from anomalib.data.utils import path
+    from anomalib.data.utils import path as checks
 
-    path.contains_non_printable_characters = lambda name: not str(name).isprintable()
+    checks.contains_non_printable_characters = lambda path: not str(path).isprintable()
 
 
 def trouble_with(path: str | Path) -> str | None:

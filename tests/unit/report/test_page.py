@@ -259,6 +259,25 @@ def test_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert str(output) in capsys.readouterr().out
 
 
+def test_folder_of_many_runs_is_searched_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("OSDIRF/parts/v0", "Patchcore/parts/v0"):
+        write_results(tmp_path / name, ordinary_images(4), model=name.split("/", maxsplit=1)[0])
+    (tmp_path / "OSDIRF/parts/latest").symlink_to(tmp_path / "OSDIRF/parts/v0")
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    html = (tmp_path / "page.html").read_text("utf-8")
+    assert "OSDIRF, Patchcore on parts" in html
+    assert [f'<option value="{number}">' in html for number in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("counts", "differ"), [((4, 4), False), ((4, 6), True)])
+def test_runs_with_different_test_images_are_said_to_have_them(
+    tmp_path: Path, counts: tuple[int, int], differ: bool
+) -> None:
+    folders = [write_results(tmp_path / str(index), ordinary_images(count)) for index, count in enumerate(counts)]
+    html = write_page(folders, tmp_path / "page.html").read_text("utf-8")
+    assert ("were tested on different images" in html) == differ
+
+
 @pytest.mark.parametrize(
     ("prepare", "sentence"),
     [
