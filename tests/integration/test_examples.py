@@ -15,6 +15,7 @@ import pytest
 from anomalib.engine import Engine
 
 from anomalib_osdirf import OSDIRF
+from environments import ENVIRONMENT
 from textures import textured_image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,7 +39,8 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part in {file.parts[0] for file in installed.files or () if file.parts[0] not in {"..", "__pycache__"}}:
             (packages / part).symlink_to(Path(str(installed.locate_file(part))))
     for package in ("torch", "anomalib", "anomalib_osdirf"):
-        assert subprocess.run([python, "-c", f"import {package}"], check=False, capture_output=True).returncode != 0
+        command = [python, "-c", f"import {package}"]
+        assert subprocess.run(command, env=ENVIRONMENT, check=False, capture_output=True).returncode != 0
     return python
 
 
@@ -59,7 +61,11 @@ def test_examples_give_the_scores_of_predict(bare_python: Path, trained: Any, tm
         (images / name).write_bytes(b"no image")
     for script in ("score_folder.py", "score_folder_async.py"):
         done = subprocess.run(
-            [bare_python, EXAMPLES / script, str(model), images], capture_output=True, text=True, check=True
+            [bare_python, EXAMPLES / script, str(model), images],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         lines = [line.split() for line in done.stdout.splitlines()]
         assert {line[0] for line in lines} == set(expected)
