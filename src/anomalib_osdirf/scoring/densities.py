@@ -283,7 +283,7 @@ class PatchMixture(FittedBuffers):
 
     def components(self, x: Tensor) -> Tensor:
         """Negative log density under each component, its weight included, shape ``(B, K, h w)``, nats."""
-        if len(x) > 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and x.device.type == "cpu" and len(x) > 1:
             # Image by image, as the whitened vectors of several fall out of a processor's caches.
             return torch.cat([self.components(image) for image in x.split(1)])
         whitened = self.weight @ x.flatten(2) + self.bias
