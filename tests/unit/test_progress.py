@@ -3,6 +3,7 @@
 """Phases: bars on a terminal, plain lines in a file, nothing where nobody wants to see them."""
 
 import io
+import math
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from anomalib_osdirf import OSDIRF, progress
+from anomalib_osdirf.training.training_progress import TrainingProgress
 
 
 def _lengths(items: list[str], visible: bool) -> list[str]:
@@ -67,6 +69,14 @@ def test_durations_are_written_as_people_do() -> None:
     assert progress.summary(12, 1.5) == "12 images in 1.5 s, 8.0 images/s"
 
 
+def test_a_long_training_tells_how_far_it_is_ten_times() -> None:
+    shown = TrainingProgress()
+    shown.start = 0.0
+    assert shown._seconds_between_lines(now=360.0, left=3240.0) == 360.0
+    assert shown._seconds_between_lines(now=6.0, left=54.0) == 15.0
+    assert shown._seconds_between_lines(now=6.0, left=math.inf) == 15.0
+
+
 def test_a_training_in_a_log_file_tells_its_phases_without_bars(
     tiny: Callable[..., OSDIRF],
     folder: Callable[..., Any],
@@ -75,6 +85,7 @@ def test_a_training_in_a_log_file_tells_its_phases_without_bars(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("anomalib_osdirf.training.training_progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("anomalib_osdirf.training.training_progress._MOST_LINES", 1e9)
     engine(enable_progress_bar=True).fit(tiny(), datamodule=folder())
     output = capsys.readouterr().out
     starts = [line.split(" in ")[0] for line in output.splitlines() if " in " in line]

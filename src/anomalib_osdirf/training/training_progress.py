@@ -13,6 +13,7 @@ from rich.console import Console
 from anomalib_osdirf.progress import duration, has_bars, images_in, of_processes, say, summary
 
 _SECONDS_BETWEEN_LINES = 15.0
+_MOST_LINES = 10  # of a training whose end is known
 
 
 class TrainingProgress(Callback):
@@ -59,10 +60,15 @@ class TrainingProgress(Callback):
         if not self.plain:
             figures = {"images/s": speed} | ({"seconds_left": left} if math.isfinite(left) else {})
             pl_module.log_dict(figures, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
-        elif now - self.last_line > _SECONDS_BETWEEN_LINES:
+        elif now - self.last_line > self._seconds_between_lines(now, left):
             self.last_line = now
             rest = f", {duration(left)} left" if math.isfinite(left) else ""
             say(f"{self.name}: step {trainer.global_step}, {speed:.1f} images/s{rest}.")
+
+    def _seconds_between_lines(self, now: float, left: float) -> float:
+        if not math.isfinite(left):
+            return _SECONDS_BETWEEN_LINES
+        return max(_SECONDS_BETWEEN_LINES, (now - self.start + left) / _MOST_LINES)
 
     def _steps_left(self, trainer: Trainer) -> float:
         return self.steps - trainer.global_step
