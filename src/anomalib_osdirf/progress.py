@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 Item = TypeVar("Item")
+_SECONDS_TO_FIRST_LINE = 10.0
 _SECONDS_BETWEEN_LINES = 60.0
 
 
@@ -47,10 +48,8 @@ def phase(
         yield from items
         return
     console, start, done = Console(), time.perf_counter(), 0
-    last_line = start
+    next_line = start + _SECONDS_TO_FIRST_LINE
     drawn = has_bars(console)
-    if not drawn:
-        say(f"{name}: {counted(images, 'image')}." if images is not None else f"{name} ...", console)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(
         *columns, ImagesPerSecond(), TimeRemainingColumn(), console=console, disable=not drawn, transient=True
@@ -62,8 +61,8 @@ def phase(
             done += size(item)
             bar.update(task, completed=done)
             now = time.perf_counter()
-            if not drawn and now - last_line > _SECONDS_BETWEEN_LINES and done:
-                last_line = now
+            if not drawn and now > next_line and done:
+                next_line = now + _SECONDS_BETWEEN_LINES
                 left = "" if images is None else f", {duration((now - start) / done * (images - done))} left"
                 say(f"{name}: {summary(done, now - start)}{left}.", console)
     say(f"{name}: {summary(done, time.perf_counter() - start)}.", console)

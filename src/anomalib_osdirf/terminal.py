@@ -57,6 +57,8 @@ def quiet(level: int = logging.INFO) -> Iterator[None]:
     Args:
         level: Least level of the messages.
     """
+    import lightning.pytorch  # noqa: F401 - with it come the handlers of its loggers
+
     if verbose() or is_quiet():
         logging.basicConfig(level=level)
         yield
