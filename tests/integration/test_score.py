@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_and_scores_each_image_once(
     said, errors = _score(*arguments)
     assert errors == ""
     assert "\r" not in said
-    assert f"Scoring: {COUNT + len(BROKEN) - before} images." in said.splitlines()
+    assert f"Scoring: {COUNT + len(BROKEN) - before} images in " in said
     names = [line.split(":")[0] for line in said.splitlines()]
     assert names[-7:] == ["Model", "Scored now", "All scores", "Errors", "Scores", "Maps", "Look"]
     _check(output, images, model)
