@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "anomalib-osdirf"
 HOOK_FILES = ("anomalib_osdirf.pth", "anomalib_osdirf.start")
-DEFAULT_BACKBONE = "efficientnet_b4"
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 OPTIONAL_EXTRAS = {
     "openvino": "for export and OpenVINO",
     "report": "for report pages",

@@ -290,7 +290,8 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
     model: Any = timm.create_model(name, pretrained=False)
     if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
         msg = (
-            f"backbone={name!r} offers no intermediate feature maps in timm; use another, efficientnet_b4 for example."
+            f"backbone={name!r} offers no intermediate feature maps in timm; use another, such as "
+            "tf_efficientnet_lite0."
         )
         raise ValueError(msg)
     known = [(one["module"], one["reduction"]) for one in model.feature_info]

@@ -24,7 +24,7 @@ class OSDIRF(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] 
 
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
-            Defaults to ``efficientnet_b4``.
+            Defaults to ``tf_efficientnet_lite0``.
         layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 8 and 16 or, of
             a transformer, blocks 3, 6, 9 and 11 of 12. Defaults to ``None``.
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
@@ -96,7 +96,7 @@ class OSDIRF(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] 
 
     def __init__(
         self,
-        backbone: str = "efficientnet_b4",
+        backbone: str = "tf_efficientnet_lite0",
         layers: Sequence[str] | None = None,
         pre_trained: bool = True,
         backbone_weights: str | None = None,

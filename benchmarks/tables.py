@@ -1,0 +1,98 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Write the tables of README and model card from the measurements of evidence.py.
+
+    python benchmarks/tables.py
+
+A table stands between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Means over seeds; the kinds of paper
+are one row, the mean of those that a method has all of.
+"""
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "evidence.csv"
+README = ROOT / "README.md"
+CARD = ROOT / "src" / "anomalib_osdirf" / "models" / "osdirf" / "README.md"
+BACKBONES = {"mobilenetv2_100": "MobileNetV2", "tf_efficientnet_lite0": "EfficientNet-Lite0"}
+KINDS_OF_PAPER = 6
+DATA_SETS = {
+    "mtd": "magnetic tiles (mtd)",
+    "elpv_mono": "solar cells (elpv_mono)",
+    "aliens": "toys in changing poses (aliens)",
+    "paper": "paper, six kinds",
+    "loose_parts": "loose_parts",
+    "weave": "weave",
+    "brushed_metal": "brushed_metal",
+    "printed_parts": "printed_parts",
+}
+METHODS = {"OSDIRF": "OSDIRF", "OSDIRF, no denoiser": "no denoiser", "PatchCore": "PatchCore", "PaDiM": "PaDiM"}
+FIGURES = {"image_AUROC": "image AUROC", "pixel_AUPRO": "AUPRO", "pixel_AP": "pixel AP", "explained": "explained"}
+
+Key = tuple[str, str, str]  # backbone, data set, method
+
+
+def figures(figure: str) -> dict[Key, tuple[float, int]]:
+    """Return mean over seeds and number of seeds of each backbone, data set and method that has the figure."""
+    with RESULTS.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row[figure]]
+    seeds: dict[Key, dict[str, list[float]]] = {}
+    for row in rows:
+        method = re.sub(r" \d+ %$", "", row["method"])  # PatchCore's share of patches
+        key = (row["backbone"], row["data"].partition("/")[0], method)
+        seeds.setdefault(key, {}).setdefault(row["seed"], []).append(float(row[figure]))
+    means: dict[Key, tuple[float, int]] = {}
+    for key, values in seeds.items():
+        size = KINDS_OF_PAPER if key[1] == "paper" else 1
+        whole = [statistics.fmean(one) for one in values.values() if len(one) == size]
+        if whole:
+            means[key] = (statistics.fmean(whole), len(whole))
+    return means
+
+
+def comparison() -> str:
+    """Tabulate the image AUROC where all methods have one."""
+    found, backbone = figures("image_AUROC"), "mobilenetv2_100"
+    lines = [f"| image AUROC | {' | '.join(METHODS.values())} |", "|---" * (1 + len(METHODS)) + "|"]
+    shown = [data for data in DATA_SETS if all((backbone, data, method) in found for method in METHODS)]
+    for data in shown:
+        cells = (f"{found[backbone, data, method][0]:.3f}" for method in METHODS)
+        lines.append(f"| {DATA_SETS[data]} | {' | '.join(cells)} |")
+    means = (statistics.fmean(found[backbone, data, method][0] for data in shown) for method in METHODS)
+    lines.append(f"| mean | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    return "\n".join(lines)
+
+
+def evidence() -> str:
+    """Tabulate everything of each backbone, data set and method."""
+    found = {figure: figures(figure) for figure in FIGURES}
+    lines = [f"| data set | method | seeds | {' | '.join(FIGURES.values())} |", "|---" * (3 + len(FIGURES)) + "|"]
+    for backbone, name in BACKBONES.items():
+        for data, described in DATA_SETS.items():
+            for method, label in METHODS.items():
+                key = (backbone, data, method)
+                if key in found["image_AUROC"]:
+                    cells = (f"{found[one][key][0]:.3f}" if key in found[one] else "" for one in FIGURES)
+                    seeds = found["image_AUROC"][key][1]
+                    lines.append(f"| {described}, {name} | {label} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[Path, tuple[str, str]]:
+    """Return name and text of each page's table."""
+    return {README: ("comparison", comparison()), CARD: ("evidence", evidence())}
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Put a table into a page."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}{text}\n{end}{rest.partition(end)[2]}"
+
+
+if __name__ == "__main__":
+    for file, (name, text) in tables().items():
+        file.write_text(filled(file.read_text(encoding="utf-8"), name, text), encoding="utf-8")
