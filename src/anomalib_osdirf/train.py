@@ -132,47 +132,25 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
 
 def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], dict[str, str]]:
     """Write options as arguments of ``anomalib train``, and a weights file by the backbone's name."""
-    from anomalib.models.components import AnomalibModule
-
-    import anomalib_osdirf.models  # noqa: F401 - makes ours known
-
-    known = {one.__name__: one for one in AnomalibModule.__subclasses__()}
-    if options.model not in known:
-        close = get_close_matches(options.model, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(known))}."
-        raise TrainError(f"--model {options.model} is no model of anomalib's; {hint}")
-    takes = inspect.signature(known[options.model]).parameters
+    found = _model_class(options.model)
+    takes = inspect.signature(found).parameters
     model: dict[str, Any] = {}
-    weights: dict[str, str] = {}
-    if options.backbone is not None:
-        _need("backbone", takes, options)
-        model["backbone"] = options.backbone
-    if options.backbone_weights is not None:
-        _need("backbone", takes, options)
-        if not options.backbone_weights.is_file():
-            msg = f"--backbone-weights {str(options.backbone_weights)!r} does not exist"
-            raise TrainError(f"{msg}; give a .safetensors or .pth file, or --backbone filter_bank, which needs none.")
-        file = str(options.backbone_weights.resolve())
-        if "backbone_weights" in takes:
-            model["backbone_weights"] = file
-        else:
-            weights[options.backbone or takes["backbone"].default] = file
     if options.image_size is not None:
-        model["pre_processor"] = _pre_processor(known[options.model], options)
+        model["pre_processor"] = _pre_processor(found, options)
         if "grid_size" in takes:
             model["grid_size"] = options.image_size // _STRIDE
-    if options.false_alarm_rate is not None:
-        if "false_alarm_rate" in takes:
-            model["false_alarm_rate"] = options.false_alarm_rate
-        else:
-            path = "anomalib_osdirf.post_processing.FalseAlarmPostProcessor"
-            rate = {"false_alarm_rate": options.false_alarm_rate}
-            model["post_processor"] = {"class_path": path, "init_args": rate}
+    rate = {"false_alarm_rate": options.false_alarm_rate}
+    if options.false_alarm_rate is not None and "false_alarm_rate" in takes:
+        model |= rate
+    elif options.false_alarm_rate is not None:
+        path = "anomalib_osdirf.post_processing.FalseAlarmPostProcessor"
+        model["post_processor"] = {"class_path": path, "init_args": rate}
     always = {"seed": options.seed, "skip_broken_images": True}
     model |= {name: value for name, value in always.items() if name in takes}
+    backbone, weights = _backbone(options, takes)
     data = {**parts.folder_arguments(), "seed": options.seed, "num_workers": min(_WORKERS, os.cpu_count() or 1)}
     values: dict[str, Any] = {
-        "model": {"class_path": options.model, "init_args": model},
+        "model": {"class_path": options.model, "init_args": model | backbone},
         "data": {"class_path": "anomalib.data.Folder", "init_args": data},
         "trainer.callbacks": [{"class_path": "anomalib_osdirf.report.ReportCallback"}],
     }
@@ -180,9 +158,46 @@ def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], di
     return [*arguments, f"--default_root_dir={options.output}"], weights
 
 
-def _need(argument: str, takes: Mapping[str, Any], options: argparse.Namespace) -> None:
-    if argument not in takes:
-        raise TrainError(f"--{argument} is not for {options.model}, which has no choice of it; leave it out.")
+def _model_class(name: str) -> Any:  # noqa: ANN401
+    from anomalib.models.components import AnomalibModule
+
+    import anomalib_osdirf.models  # noqa: F401 - makes ours known
+
+    known = {one.__name__: one for one in AnomalibModule.__subclasses__()}
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(known))}."
+        raise TrainError(f"--model {name} is no model of anomalib's; {hint}")
+    return known[name]
+
+
+def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the model's arguments, and a weights file by the backbone's name where the model has none for it."""
+    import timm
+
+    given = {name: getattr(options, name) for name in ("backbone", "backbone_weights")}
+    for name, value in given.items():
+        if value is not None and "backbone" not in takes:
+            option = name.replace("_", "-")
+            raise TrainError(f"--{option} is not for {options.model}, which has no choice of it; leave it out.")
+    arguments = {} if options.backbone is None else {"backbone": str(options.backbone)}
+    if "backbone" not in takes:
+        return arguments, {}
+    backbone = options.backbone or takes["backbone"].default
+    if options.backbone_weights is not None:
+        if not options.backbone_weights.is_file():
+            msg = f"--backbone-weights {str(options.backbone_weights)!r} does not exist"
+            raise TrainError(f"{msg}; give a .safetensors or .pth file, or --backbone filter_bank, which needs none.")
+        file = str(options.backbone_weights.resolve())
+        if "backbone_weights" in takes:
+            return arguments | {"backbone_weights": file}, {}
+        return arguments, {backbone: file}
+    if "backbone_weights" not in takes:
+        try:  # as its constructor will, out of whose error jsonargparse would make something unreadable
+            timm.create_model(backbone, pretrained=True)
+        except Exception as error:
+            raise TrainError(_no_weights(backbone)) from error
+    return arguments, {}
 
 
 def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  # noqa: ANN401
@@ -219,11 +234,14 @@ def _load_weights(model: Any) -> None:  # noqa: ANN401 - any of anomalib's
     except ValueError as error:
         raise TrainError(str(error)) from error
     except RuntimeError as error:
-        msg = (
-            f"The weights of {backbone.name} can't be downloaded; give their file with --backbone-weights, or use "
-            "--backbone filter_bank, which needs none."
-        )
-        raise TrainError(msg) from error
+        raise TrainError(_no_weights(backbone.name)) from error
+
+
+def _no_weights(backbone: str) -> str:
+    return (
+        f"The weights of {backbone} can't be downloaded; give their file with --backbone-weights, or use "
+        "--model OSDIRF --backbone filter_bank, which needs none."
+    )
 
 
 def _remove_failed(engine: Any) -> None:  # noqa: ANN401

@@ -10,7 +10,8 @@ from anomalib_osdirf.features.statistics import StreamingMoments
 
 # A direction whose variance is below this share of the largest is numerical noise: it is not blown up to unit variance.
 _RELATIVE_EIGENVALUE_FLOOR = 1e-6
-_RELATIVE_STD_FLOOR = 1e-9
+# Below it a channel only rounds differently, as those of colour do on grey images; exports round differently, too.
+_RELATIVE_STD_FLOOR = 1e-5
 
 
 class PCAProjection(nn.Module):

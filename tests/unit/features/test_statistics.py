@@ -94,6 +94,17 @@ def test_without_rank_channels_are_standardised() -> None:
     np.testing.assert_allclose(_apply(_fit(samples, None), samples), StandardScaler().fit_transform(samples), atol=1e-5)
 
 
+def test_rounding_of_a_channel_that_never_changes_is_not_blown_up() -> None:
+    """As of colour on grey images, where another runtime rounds otherwise."""
+    values = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    values[:, 1] = -4.6 + 4e-7 * values[:, 1]
+    moments = StreamingMoments()
+    moments.update(values)
+    projection = PCAProjection(3, None)
+    projection.fit(moments)
+    assert projection.weight[:, 1].abs().max() == 0
+
+
 def test_constant_and_duplicate_channels_stay_finite() -> None:
     base = np.random.default_rng(3).normal(size=(100, 2))
     samples = np.concatenate([base, base, np.full((100, 1), 5.0)], axis=1)
