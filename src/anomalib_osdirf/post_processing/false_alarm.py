@@ -72,7 +72,7 @@ class PValueScale(nn.Module):
         self.register_buffer("knots", torch.full((len(EXPONENTS),), float("nan")))
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Return values in (0, 1) in the order of the raw ones, of any shape; these themselves before a fit."""
+        """Return values in (0, 1) in the order of the raw ones, of any shape."""
         values = raw.to(self.knots.dtype)
         widths = self.knots[1:] - self.knots[:-1]
         first = EXPONENTS[0]
@@ -83,7 +83,7 @@ class PValueScale(nn.Module):
         for index in range(last + 1):
             filled = ((values - self.knots[index]) / widths[index]).clamp(min=0, max=None if index == last else 1)
             total = total + (EXPONENTS[index + 1] - EXPONENTS[index]) * filled
-        return torch.where(torch.isnan(self.knots[0]), values, total / (1 + total))
+        return total / (1 + total)
 
 
 class FalseAlarmPostProcessor(PostProcessor):
