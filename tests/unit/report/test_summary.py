@@ -56,14 +56,6 @@ def test_run_without_anything_but_images_is_summed_up(tmp_path: Path) -> None:
     assert "Threshold:" in _summary(folder, terminal=False)
 
 
-def test_run_without_defects_has_no_metrics(tmp_path: Path) -> None:
-    folder = write_results(tmp_path, [image for image in ordinary_images() if image.label == 0])
-    lines = dict(line.split(":", 1) for line in _summary(folder, terminal=False).splitlines())
-    assert "no defective images" in lines["Metrics"]
-    assert "AUROC" not in "".join(lines)
-    assert lines["Threshold"].strip().endswith("1 false alarms")
-
-
 def test_predictions_have_truth_score_and_label(folder: Path) -> None:
     write_predictions(Run(Results(folder)))
     rows = list(csv.DictReader((folder / "predictions.csv").open(encoding="utf-8")))
