@@ -9,7 +9,7 @@ the same result; which those are was found by compiling (OpenVINO 2026.4) and is
 """
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,24 +181,86 @@ def _swish(node: Any) -> None:  # noqa: ANN401
 
 
 def _attention(node: Any) -> None:  # noqa: ANN401
-    """Take scaled dot-product attention without a mask apart; queries are scaled already where the scale is one."""
+    """Take scaled dot-product attention without a mask apart."""
     from openvino import opset13 as ops
 
-    neutral = [0.0, 1.0]  # mask and scale
-    for index, value in zip(range(3, node.get_input_size()), neutral, strict=False):
-        extra = _input(node, index)
-        if not _is_constant(extra) or extra.data.size != 1 or float(extra.data.reshape(-1)[0]) != value:
-            return
     if node.get_input_size() < 5 or len(_static(node.output(0), unknown=1)) != 4:
         return
+    mask, scale = _input(node, 3), _input(node, 4)
+    if not all(_is_constant(extra) and extra.data.size == 1 for extra in (mask, scale)) or mask.data.any():
+        return
+    query, factor = node.input_value(0), scale.data.item()
+    inner = query.get_node()
+    if inner.get_type_name() == "Multiply" and _is_constant(_input(inner, 1)) and _input(inner, 1).data.size == 1:
+        query, factor = inner.input_value(0), factor * _input(inner, 1).data.item()  # two products would be merged
+    if factor != 1:
+        query = ops.multiply(query, _filled(query, factor)).output(0)
     key, order = node.input_value(1), np.arange(4)
     if key.get_node().get_type_name() == "Transpose" and _is_constant(_input(key.get_node(), 1)):
         key, order = _input(node, 1).input_value(0), _input(_input(node, 1), 1).data  # one transposition, not two
     product = ops.matmul(
-        node.input_value(0), ops.transpose(key, np.asarray(order)[[0, 1, 3, 2]]), transpose_a=False, transpose_b=False
+        query, ops.transpose(key, np.asarray(order)[[0, 1, 3, 2]]), transpose_a=False, transpose_b=False
     )
     weights = _elementary_softmax(product.output(0), axis=3)
     _replace(node, ops.matmul(weights, node.input_value(2), transpose_a=False, transpose_b=False))
+
+
+def _multiply(node: Any) -> None:  # noqa: ANN401
+    """Take a factor of each column into the linear layer before it, as the plugin would."""
+    from openvino import opset13 as ops
+
+    for index in (0, 1):
+        factor, product = _input(node, index), _input(node, 1 - index)
+        if not _is_constant(factor) or product.get_type_name() != "MatMul" or not _is_constant(_input(product, 1)):
+            continue
+        columns = _static(product.output(0), unknown=-1)[-1]
+        if factor.data.size == columns and len(product.output(0).get_target_inputs()) == 1:
+            row = factor.data.reshape(columns)
+            scaled = _input(product, 1).data * (row[:, None] if product.get_attributes()["transpose_b"] else row)
+            product.input(1).replace_source_output(ops.constant(scaled).output(0))
+            _replace(node, product)
+            return
+
+
+def _broadcast(node: Any) -> None:  # noqa: ANN401
+    """Repeat a constant for each image: the plugin replaces a broadcast by a product."""
+    from openvino import opset13 as ops
+
+    value, shape = _input(node, 0), _static(node.output(0), unknown=-1)
+    if _is_constant(value) and shape[0] == -1 and list(value.data.shape) == [1, *shape[1:]]:
+        batch = ops.gather(node.input_value(1), np.array([0]), np.array(0))
+        others = ops.constant(np.ones(len(shape) - 1, batch.get_output_element_type(0).to_dtype()))
+        _replace(node, ops.tile(value, ops.concat([batch, others], 0)))
+
+
+def _slice(node: Any) -> None:  # noqa: ANN401
+    """Gather what one of several slices of a tensor is: the plugin replaces them by a split."""
+    source, bounds = node.input_value(0), [_input(node, index) for index in range(1, node.get_input_size())]
+    others = [target for target in source.get_target_inputs() if target.get_node().get_type_name() in {"Gather", "Slice"}]
+    if len(others) < 2 or len(bounds) != 4 or not all(_is_constant(one) and one.data.size == 1 for one in bounds):
+        return
+    start, stop, step, axis = (int(bound.data.item()) for bound in bounds)
+    size = source.get_partial_shape()[axis]
+    if size.is_static:
+        _replace(node, _gathered(source, range(size.get_length())[start:stop:step], axis))
+
+
+def _gathered(source: Any, wanted: Sequence[int], axis: int) -> Any:  # noqa: ANN401
+    from openvino import opset13 as ops
+
+    return ops.gather(source, np.array(wanted), np.array(axis))
+
+
+def _split(node: Any) -> None:  # noqa: ANN401
+    """Gather each part of a split."""
+    axis = int(_input(node, 1).data.item())
+    size = node.get_output_partial_shape(0)[axis]
+    if size.is_static:
+        for number, output in enumerate(node.outputs()):
+            first = number * size.get_length()
+            part = _gathered(node.input_value(0), range(first, first + size.get_length()), axis)
+            for target in output.get_target_inputs():
+                target.replace_source_output(part.output(0))
 
 
 def _softmax(node: Any) -> None:  # noqa: ANN401
@@ -245,12 +307,16 @@ def _pad(node: Any) -> None:  # noqa: ANN401
 
 _REWRITES: dict[str, Callable[[Any], None]] = {
     "Add": _add,
+    "Broadcast": _broadcast,
     "Divide": _divide,
     "Interpolate": _interpolate,
     "MatMul": _matmul,
+    "Multiply": _multiply,
     "Pad": _pad,
     "ScaledDotProductAttention": _attention,
+    "Slice": _slice,
     "Softmax": _softmax,
+    "Split": _split,
     "Squeeze": _reshape,
     "Subtract": _subtract,
     "Swish": _swish,
