@@ -119,14 +119,14 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
         except BaseException:
             _remove_failed(engine)
             raise
-    folder = Path(engine.trainer.default_root_dir)
-    try:
-        engine.export(model, "openvino", export_root=folder, ckpt_path=engine.best_model_path or None)
-    except Exception as error:  # noqa: BLE001 - whatever an export fails of, the training is not lost
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        logger.warning("%s is not exported to OpenVINO (%s); its checkpoint is complete.", model.name, reason)
-    else:
-        measure_latencies(folder)
+        folder = Path(engine.trainer.default_root_dir)
+        try:
+            engine.export(model, "openvino", export_root=folder, ckpt_path=engine.best_model_path or None)
+        except Exception as error:  # noqa: BLE001 - whatever an export fails of, the training is not lost
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            logger.warning("%s is not exported to OpenVINO (%s); its checkpoint is complete.", model.name, reason)
+        else:
+            measure_latencies(folder)
     return folder, write_page_or_warn([folder], folder / PAGE_NAME)
 
 

@@ -40,8 +40,7 @@ def _draw(folder: Path, count: int, defect: bool = False) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(len(folder.name))
     for number in range(count):
-        image = textured_image(rng, 80, 72, defect=defect) + rng.normal(0, 8, (80, 72, 3))
-        cv2.imwrite(str(folder / f"{number:02d}.png"), image.clip(0, 255))
+        cv2.imwrite(str(folder / f"{number:02d}.png"), textured_image(rng, 80, 72, defect=defect))
 
 
 @pytest.fixture(scope="session")

@@ -236,7 +236,9 @@ def _broadcast(node: Any) -> None:  # noqa: ANN401
 def _slice(node: Any) -> None:  # noqa: ANN401
     """Gather what one of several slices of a tensor is: the plugin replaces them by a split."""
     source, bounds = node.input_value(0), [_input(node, index) for index in range(1, node.get_input_size())]
-    others = [target for target in source.get_target_inputs() if target.get_node().get_type_name() in {"Gather", "Slice"}]
+    others = [
+        target for target in source.get_target_inputs() if target.get_node().get_type_name() in {"Gather", "Slice"}
+    ]
     if len(others) < 2 or len(bounds) != 4 or not all(_is_constant(one) and one.data.size == 1 for one in bounds):
         return
     start, stop, step, axis = (int(bound.data.item()) for bound in bounds)
