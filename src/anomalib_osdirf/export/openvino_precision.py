@@ -181,13 +181,13 @@ def _swish(node: Any) -> None:  # noqa: ANN401
 
 
 def _attention(node: Any) -> None:  # noqa: ANN401
-    """Take scaled dot-product attention without a mask apart."""
+    """Take scaled dot-product attention apart."""
     from openvino import opset13 as ops
 
     if node.get_input_size() < 5 or len(_static(node.output(0), unknown=1)) != 4:
         return
     mask, scale = _input(node, 3), _input(node, 4)
-    if not all(_is_constant(extra) and extra.data.size == 1 for extra in (mask, scale)) or mask.data.any():
+    if not _is_constant(scale) or scale.data.size != 1 or not mask.get_output_element_type(0).is_real():
         return
     query, factor = node.input_value(0), scale.data.item()
     inner = query.get_node()
@@ -198,9 +198,12 @@ def _attention(node: Any) -> None:  # noqa: ANN401
     key, order = node.input_value(1), np.arange(4)
     if key.get_node().get_type_name() == "Transpose" and _is_constant(_input(key.get_node(), 1)):
         key, order = _input(node, 1).input_value(0), _input(_input(node, 1), 1).data  # one transposition, not two
-    product = ops.matmul(
-        query, ops.transpose(key, np.asarray(order)[[0, 1, 3, 2]]), transpose_a=False, transpose_b=False
-    )
+    is_transposed = np.array_equal(order, np.arange(4))  # the plugin would take such a transposition into the product
+    if not is_transposed:
+        key = ops.transpose(key, np.asarray(order)[[0, 1, 3, 2]]).output(0)
+    product = ops.matmul(query, key, transpose_a=False, transpose_b=is_transposed)
+    if not _is_constant(mask) or mask.data.any():
+        product = ops.add(product, node.input_value(3))
     weights = _elementary_softmax(product.output(0), axis=3)
     _replace(node, ops.matmul(weights, node.input_value(2), transpose_a=False, transpose_b=False))
 
@@ -220,6 +223,21 @@ def _multiply(node: Any) -> None:  # noqa: ANN401
             product.input(1).replace_source_output(ops.constant(scaled).output(0))
             _replace(node, product)
             return
+
+
+def _mvn(node: Any) -> None:  # noqa: ANN401
+    """Normalise the last of four dimensions as that of three: the plugin takes the other apart."""
+    from openvino import opset13 as ops
+
+    shape, axes = _static(node.output(0), unknown=-1), _input(node, 1)
+    if len(shape) == 4 and -1 not in shape[1:] and _is_constant(axes) and axes.data.tolist() in ([-1], [3]):
+        source = node.input_value(0)
+        if source.get_node().get_type_name() == "Reshape":  # two of them would be merged
+            source = source.get_node().input_value(0)
+        rows = ops.reshape(source, np.array([-1, shape[1] * shape[2], shape[3]]), special_zero=False)
+        attributes = {name: node.get_attributes()[name] for name in ("normalize_variance", "eps", "eps_mode")}
+        normalised = ops.mvn(rows, np.array([-1]), **attributes)
+        _replace(node, ops.reshape(normalised, np.array([-1, *shape[1:]]), special_zero=False))
 
 
 def _broadcast(node: Any) -> None:  # noqa: ANN401
@@ -312,6 +330,7 @@ _REWRITES: dict[str, Callable[[Any], None]] = {
     "Broadcast": _broadcast,
     "Divide": _divide,
     "Interpolate": _interpolate,
+    "MVN": _mvn,
     "MatMul": _matmul,
     "Multiply": _multiply,
     "Pad": _pad,
