@@ -73,7 +73,7 @@ def _fill(scorer: Any, structure: str, clusters: int) -> None:  # noqa: ANN401
         ):
             density.set_buffers(
                 mean=torch.zeros(count, positions, _DIM),
-                whitener=torch.eye(_DIM).repeat(count, groups, 1, 1),
+                precision_factor=torch.eye(_DIM).repeat(count, groups, 1, 1),
                 constant=torch.zeros(count, groups),
             )
     else:

@@ -40,7 +40,7 @@ from safetensors.torch import save_file
 
 from anomalib_osdirf.benchmark import run
 from anomalib_osdirf.benchmark.command import finish
-from anomalib_osdirf.benchmark.contestant import Entry, local_weights, model_class
+from anomalib_osdirf.benchmark.entry import Entry, local_weights, model_class
 from anomalib_osdirf.benchmark.plan import Plan, Run
 from anomalib_osdirf.benchmark.report import METRICS
 from anomalib_osdirf.data.synthetic_surfaces import CATEGORIES

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Telling a full disk and a folder that may not be written to from other errors."""
+"""Recognises errors of full disks and folders without write permission."""
 
 import errno
 import re
@@ -20,7 +20,7 @@ _WRITERS = re.compile("unexpected pos|file write failed|iostream error")
 
 
 def why_unwritable(error: BaseException | None) -> str | None:
-    """Tell why a file could not be written.
+    """Return why a file could not be written.
 
     Args:
         error: What was raised.

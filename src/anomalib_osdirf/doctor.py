@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``python -m anomalib_osdirf doctor``: check the installation, and say what to do where something is amiss.
+"""``python -m anomalib_osdirf doctor``: check the installation, and suggest a fix for each problem.
 
 It makes no network call. Each check imports what it needs by itself, so that a broken package fails its own check only.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from anomalib_osdirf import __version__
 from anomalib_osdirf._autoload import installed_finder
+from anomalib_osdirf.errors import one_line
 from anomalib_osdirf.telemetry import send_nothing
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Check:
 
 
 def check_python() -> Check:
-    """Check that this Python's version is one that the package supports."""
+    """Check that the package supports this Python version."""
     found = f"{sys.version.split()[0]} at {sys.executable}"
     try:
         wanted = metadata.metadata(DISTRIBUTION)["Requires-Python"]
@@ -74,7 +75,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Iterator[Check]:
-    """Check that every package that ours requires is there in a version within its range."""
+    """Check that every required package is installed in a supported version."""
     try:
         requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
@@ -110,7 +111,7 @@ def _check_package(requirement: "Requirement", extra: str | None = None) -> Chec
 
 
 def check_hook() -> Check:
-    """Check that the import hook was installed when this interpreter started, and if not, find out why."""
+    """Check that the import hook was installed when this interpreter started, and if not, why."""
     name = "import hook"
     places = [Path(place) for place in site.getsitepackages()]
     if site.ENABLE_USER_SITE:
@@ -146,8 +147,8 @@ def check_models() -> Check:
 
         import anomalib_osdirf.models
     except Exception as error:  # noqa: BLE001
-        remedy = 'mend what fails above; if nothing does, read all of `python -c "import anomalib_osdirf.models"`'
-        return Check(name, "fail", f"can't be imported: {_one_line(error)}", remedy)
+        remedy = 'fix the failures above; if there are none, run `python -c "import anomalib_osdirf.models"`'
+        return Check(name, "fail", f"can't be imported: {one_line(error)}", remedy)
     ours = [public for public in anomalib_osdirf.__all__ if public != "__version__"]
     absent = [model for model in ours if not hasattr(anomalib.models, model)]
     if absent:
@@ -157,7 +158,7 @@ def check_models() -> Check:
 
 
 def check_torchvision() -> Check:
-    """Check that torch and torchvision are builds for one another, by calling a compiled operator."""
+    """Check that the builds of torch and torchvision match, by calling a compiled operator."""
     name = "torch and torchvision"
     try:
         import torch
@@ -166,12 +167,12 @@ def check_torchvision() -> Check:
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     except Exception as error:  # noqa: BLE001
         remedy = "reinstall the two together, from one index: python -m pip install --force-reinstall torch torchvision"
-        return Check(name, "fail", f"don't work together: {_one_line(error)}", remedy)
+        return Check(name, "fail", f"don't work together: {one_line(error)}", remedy)
     return Check(name, "ok", "are builds for one another")
 
 
 def check_devices() -> Iterator[Check]:
-    """List what the models can be trained and run on."""
+    """List the available devices."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("CPU cores", "ok", str(usable))
     import torch
@@ -207,7 +208,7 @@ def check_devices() -> Iterator[Check]:
 
 
 def check_weights(backbone: str, weights: Path | None) -> Check:
-    """Check that training finds the backbone's weights on this machine, without asking any hub.
+    """Check that the backbone's weights are on this machine, without contacting a hub.
 
     Weights that are neither a file nor in the cache are a failure even though a machine with a network could download
     them: what this check tells is whether training works as the machine stands.
@@ -238,7 +239,7 @@ def check_weights(backbone: str, weights: Path | None) -> Check:
             return Check(name, "ok", f"installed: {network.weights}")
     except Exception as error:  # noqa: BLE001
         remedy = f"give a name and a file that go together: doctor --backbone {backbone} --weights FILE"
-        return Check(name, "fail", _one_line(error), remedy)
+        return Check(name, "fail", one_line(error), remedy)
     source = get_pretrained_cfg(backbone)
     cached = _cached_weights(source.hf_hub_id, source.hf_hub_filename) if source and source.hf_hub_id else None
     if cached is not None:
@@ -286,11 +287,11 @@ def check_storage() -> Iterator[Check]:
         yield Check("temporary files", "ok", f"{tempfile.gettempdir()} is writable")
     except OSError as error:
         remedy = "set TMPDIR to a directory that you can write to"
-        yield Check("temporary files", "fail", f"can't be written: {_one_line(error)}", remedy)
+        yield Check("temporary files", "fail", f"can't be written: {one_line(error)}", remedy)
 
 
 def run_checks(backbone: str = DEFAULT_BACKBONE, weights: Path | None = None) -> Iterator[Check]:
-    """Run all checks; one that breaks is a failed check and does not keep the next from running.
+    """Run all checks; a check that raises an error counts as failed, and the next one runs.
 
     Args:
         backbone (str): The backbone whose weights to look for.
@@ -314,11 +315,7 @@ def run_checks(backbone: str = DEFAULT_BACKBONE, weights: Path | None = None) ->
             outcome = check()
             yield from [outcome] if isinstance(outcome, Check) else outcome
         except Exception as error:  # noqa: BLE001, PERF203
-            yield Check(name, "fail", f"this check broke off: {_one_line(error)}", "mend what fails above it first")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+            yield Check(name, "fail", f"this check failed: {one_line(error)}", "fix the failures above it first")
 
 
 def _print_plain(checks: Iterable[Check]) -> list[Check]:

@@ -19,7 +19,7 @@ _MOST_ROWS = 50
 
 
 class _OptionError(ValueError):
-    """Options that can't be met; its message says why."""
+    """Invalid options; the message says why."""
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -51,17 +51,17 @@ def main(arguments: Sequence[str], program: str) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Score a folder of images with a model of any of anomalib's kinds: scores, labels and boxes of the "
+        description="Score a folder of images with any anomalib model: scores, labels and boxes of the "
         "largest anomalous region. `score` is for very many images, `anomalib predict` for what else anomalib can do.",
     )
     parser.add_argument(
         "model_file", type=Path, metavar="MODEL", help=".ckpt, .xml or .onnx file, or a run folder with one"
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with images (with all folders in it)")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, searched recursively")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write them to a .csv or .parquet file")
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="also write images with maps and boxes over them")
-    parser.add_argument("--model", help="a checkpoint's model, where it does not tell: Patchcore, for example")
-    parser.add_argument("--max-pixels", type=positive, default=50_000_000, help="most pixels of an image (50000000)")
+    parser.add_argument("--model", help="model class of a checkpoint that does not name it, such as Patchcore")
+    parser.add_argument("--max-pixels", type=positive, default=50_000_000, help="maximum pixels of an image (50000000)")
     return parser
 
 
@@ -89,7 +89,7 @@ def _check_output(output: Path | None) -> None:
 
 
 def _rows(scorer: Any, files: Sequence[Path], options: argparse.Namespace) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-    """Yield a row for each file, whatever is wrong with it."""
+    """Yield one row per file, with the error if it could not be scored."""
     from anomalib_osdirf.inference.reading import ImageError, read_image, readable
     from anomalib_osdirf.inference.scoring import ModelError, largest_region
 

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes that share a training: who has which images, and what they tell each other."""
+"""The distributed context of a training: its processes, their shares of the images, and collective operations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Values = TypeVar("Values", Tensor, Sequence[int])
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes that share images and batches, and which of them this one is.
+    """Distributed context: the processes that share images and batches, and the rank of this one.
 
     Of N images, process r of n keeps those numbered r, r + n, r + 2n, ...; of a batch it has every n-th image, too.
 
@@ -38,7 +38,7 @@ class Processes:
         return range(self.rank, total, self.count)
 
     def part(self, batch: Values) -> Values:
-        """Return this process's part of a batch, or the batch's first item where none is left for it.
+        """Return this process's part of a batch, or the batch's first item if the part is empty.
 
         A process without an image would leave the others waiting for its gradients; see :meth:`weight`.
         """
@@ -46,7 +46,7 @@ class Processes:
         return part if len(part) else batch[:1]
 
     def weight(self, total: int) -> float:
-        """Return the factor of the mean loss over :meth:`part` that makes the processes' mean that of the whole batch.
+        """Return the weight of this process's mean loss with which the processes' mean is that of the whole batch.
 
         Args:
             total: Number of images in the batch.
@@ -54,7 +54,7 @@ class Processes:
         return self.count * len(self.numbers(total)) / total
 
     def add(self, values: Tensor) -> Tensor:
-        """Return the sum of all processes' values, the same bits in each; ``values`` may be overwritten."""
+        """Return the sum over processes, bitwise equal in all; ``values`` may be overwritten."""
         if self.count == 1:
             return values
         total = values.to(self.device)
@@ -62,21 +62,21 @@ class Processes:
         return total.to(values.device)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of all processes' values, without gradient."""
+        """Return the mean over processes, without gradient."""
         return self.add(values.detach().clone()) / self.count
 
     def first(self, values: Tensor) -> Tensor:
-        """Return the first process's values, where rounding must not decide in each for itself."""
+        """Return the first process's values, so that rounding can't make processes differ."""
         return self.add(values if self.rank == 0 else torch.zeros_like(values))
 
     def gathered(self, values: Tensor) -> Tensor:
-        """Return the rows of all images, in their order, of which each process has its own images'."""
+        """Return the rows of all images in their order, from each process's rows."""
         everything = values.new_zeros(int(self.add(torch.tensor(len(values)))), *values.shape[1:])
         everything[self.rank :: self.count] = values
         return self.add(everything)
 
     def collected(self, values: Tensor, numbers: Tensor) -> Tensor:
-        """Return the rows of all processes in the order of their numbers, of which each has some.
+        """Return the rows of all processes in the order of their numbers.
 
         Args:
             values: This process's rows, shape ``(N, ...)``.

@@ -21,10 +21,10 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 
 class ImagesPerSecond(ProgressColumn):
-    """How many images are done in a second."""
+    """Throughput in images per second."""
 
     def render(self, task: Task) -> Text:
-        """Return the speed, nothing while it is unknown."""
+        """Return the throughput; empty while unknown."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.1f} images/s", style="progress.data.speed")
 
@@ -32,7 +32,7 @@ class ImagesPerSecond(ProgressColumn):
 def phase(
     name: str, items: Iterable[Item], images: int | None, visible: bool, size: Callable[[Item], int] = lambda _: 1
 ) -> Iterator[Item]:
-    """Yield the items and show how far it is: under a bar on a terminal, by a line now and then elsewhere.
+    """Yield the items and show progress: a bar on a terminal, occasional lines elsewhere.
 
     Args:
         name: What is going on.
@@ -70,7 +70,7 @@ def phase(
 
 @contextmanager
 def step(name: str, visible: bool) -> Iterator[None]:
-    """Show that something without a known length goes on, and how long it took.
+    """Show that a step of unknown length is running, and how long it took.
 
     Args:
         name: What is going on.
@@ -86,18 +86,18 @@ def step(name: str, visible: bool) -> Iterator[None]:
 
 
 def has_bars(console: Console) -> bool:
-    """Tell whether bars can be drawn: on a terminal and in a notebook, never in a log file or a pipe."""
+    """Return whether bars can be drawn: on a terminal and in a notebook, not in a log file or a pipe."""
     return console.is_terminal or console.is_jupyter
 
 
 def say(line: str, console: Console | None = None) -> None:
-    """Print a line as it is, not wrapped, and at once."""
+    """Print a line unwrapped and flush."""
     (console or Console()).print(line, soft_wrap=True, highlight=False, markup=False)
     sys.stdout.flush()
 
 
 def box(title: str, lines: Iterable[tuple[str, str]], console: Console | None = None) -> None:
-    """Print what is to be said at an end: in a box on a terminal, as plain lines elsewhere.
+    """Print a summary: in a box on a terminal, as plain lines elsewhere.
 
     Args:
         title: What has ended.
@@ -117,27 +117,27 @@ def box(title: str, lines: Iterable[tuple[str, str]], console: Console | None = 
 
 
 def summary(images: int, seconds: float) -> str:
-    """Say how long images took, as ``12 images in 1.5 s, 8.0 images/s``."""
+    """Format the throughput, such as ``12 images in 1.5 s, 8.0 images/s``."""
     return f"{counted(images, 'image')} in {duration(seconds)}, {images / max(seconds, 1e-9):.1f} images/s"
 
 
 def counted(number: int, noun: str) -> str:
-    """Write a number of things, as ``1 image`` or ``2 images``."""
+    """Format a count, such as ``1 image`` or ``2 images``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """Write a duration, as ``1.5 s`` or ``0:02:03``."""
+    """Format a duration, such as ``1.5 s`` or ``0:02:03``."""
     return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
 def of_processes(name: str, count: int) -> str:
-    """Say of something that several processes do at the same time that it is the first one's share that is told."""
+    """Add to a phase's name that the progress is that of the first of several processes."""
     return name if count == 1 else f"{name}, process 1 of {count}"
 
 
 def images_of(dataloader: Any) -> int | None:  # noqa: ANN401
-    """Return the number of images that a dataloader goes through, ``None`` if it does not tell."""
+    """Return the number of images of a dataloader, or ``None`` if it is unknown."""
     try:
         return len(dataloader.batch_sampler.sampler)
     except (AttributeError, TypeError):

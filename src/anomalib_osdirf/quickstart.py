@@ -30,7 +30,7 @@ def run_category(category: str, root: Path, quiet: bool = False) -> tuple[Path, 
     Args:
         category: Surface of the embedded data set.
         root: Folder of the run folders.
-        quiet: Whether to leave out progress bars.
+        quiet: Whether to hide progress bars.
 
     Returns:
         The run folder and its page, ``None`` where that could not be made.
@@ -45,7 +45,7 @@ def run_category(category: str, root: Path, quiet: bool = False) -> tuple[Path, 
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Run the quick start and say where everything is.
+    """Run the quick start and print where its results are.
 
     Args:
         arguments: The command line after the subcommand.

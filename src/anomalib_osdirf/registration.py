@@ -15,7 +15,7 @@ DataModuleClass = TypeVar("DataModuleClass", bound="type[AnomalibDataModule]")
 
 
 def register(model_class: ModelClass) -> ModelClass:
-    """Make a model class reachable by every name that anomalib looks models up by.
+    """Register a model class under every name by which anomalib looks up models.
 
     anomalib finds a model by its name among the direct subclasses of ``AnomalibModule``, as an attribute of
     ``anomalib.models``, and by a dotted path whose module is in ``anomalib.models.ALLOWED_MODULES``. The first comes
@@ -80,5 +80,5 @@ def _path(thing: object) -> str:
 
 
 def _same_definition(present: object, model_class: type) -> bool:
-    """Tell whether both are one class, or two executions of one class statement (as after a reload)."""
+    """Return whether both are the same class, or two executions of one class statement (as after a reload)."""
     return present is model_class or (isinstance(present, type) and _path(present) == _path(model_class))

@@ -8,18 +8,18 @@ RESULTS = "report.sqlite"
 
 
 def run_of(checkpoint: Path | str) -> Path | None:
-    """Return the run folder of a checkpoint, ``None`` if the checkpoint does not lie where a training wrote it."""
+    """Return the run folder of a checkpoint, or ``None`` if the checkpoint is not where a training wrote it."""
     file = Path(checkpoint).resolve()
     return file.parents[2] if file.parts[-3:-1] == ("weights", "lightning") else None
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder has a training's or a test's results."""
+    """Return whether a folder has the results of a training or test."""
     return (folder / "weights").is_dir() or (folder / RESULTS).is_file()
 
 
 def shown(path: Path) -> str:
-    """Write a path as it can be typed here: relative to the working directory if it is below it."""
+    """Format a path, relative to the working directory if it is inside it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a command leaves out of the terminal: other libraries' messages, and tracebacks around a user's mistake."""
+"""Terminal output: hides other libraries' messages, and reports a user's mistake without a traceback."""
 
 import linecache
 import logging
@@ -39,20 +39,20 @@ _rest_of_process = ExitStack()
 
 
 def verbose() -> bool:
-    """Tell whether the user wants to see everything, by ``--verbose`` or ``ANOMALIB_OSDIRF_VERBOSE=1``."""
+    """Return whether all messages are shown (``--verbose`` or ``ANOMALIB_OSDIRF_VERBOSE=1``)."""
     return os.environ.get(VERBOSE, "") not in {"", "0"}
 
 
 def is_quiet() -> bool:
-    """Tell whether :func:`quiet` is in force."""
+    """Return whether :func:`quiet` is active."""
     return _state["quiet"]
 
 
 @contextmanager
 def quiet(level: int = logging.INFO) -> Iterator[None]:
-    """Print this package's messages once and plainly, and of all others' only warnings that matter.
+    """Print this package's messages, and only relevant warnings of other packages.
 
-    Where the user wants everything (:func:`verbose`), it prints all messages.
+    With :func:`verbose`, print all messages.
 
     Args:
         level: Least level of the messages.
@@ -86,7 +86,7 @@ def quiet(level: int = logging.INFO) -> Iterator[None]:
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Print warnings in a line each, and none that are for developers or ask for nothing."""
+    """Print each warning in one line; skip those for developers and those that need no action."""
     with warnings.catch_warnings():
         if not verbose():
             warnings.showwarning = _show_warning
@@ -94,7 +94,7 @@ def without_noise() -> Iterator[None]:
 
 
 class _Plain(logging.Formatter):
-    """The message alone, after ``Warning:`` where it is one."""
+    """Formats a record as its message, with the prefix ``Warning:`` for warnings."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -106,7 +106,7 @@ def _matters(record: logging.LogRecord) -> bool:
 
 
 def _silence(logger: logging.Logger) -> Any:  # noqa: ANN401 - a function that undoes it
-    """Take away what prints a logger's messages in the terminal, and have the root logger print them."""
+    """Replace a logger's terminal handlers by propagation to the root logger."""
     kept, propagate = list(logger.handlers), logger.propagate
     logger.handlers[:] = [handler for handler in kept if type(handler) not in {logging.StreamHandler, RichHandler}]
     logger.propagate = True
@@ -135,16 +135,16 @@ def _show_warning(
 
 
 def mistake(error: BaseException) -> str | None:
-    """Return the sentence of an error that a user can mend.
+    """Return the message of an error that the user can fix.
 
-    It is of a class of this package, or is raised on purpose by it or by what reads folders and checkpoints, or is
-    jsonargparse's about a model of this package, or tells of a file that can't be written.
+    These are errors raised by this package or by anomalib's and Lightning's readers of folders and checkpoints,
+    jsonargparse's errors about a model of this package, and failures to write a file.
 
     Args:
         error: What was raised.
 
     Returns:
-        The sentence, ``None`` for a bug.
+        The message, or ``None`` for a bug.
     """
     if not isinstance(error, _MISTAKES):
         return None
@@ -173,12 +173,12 @@ def mistake(error: BaseException) -> str | None:
 
 
 def _is_raise(frame: Any, line: int) -> bool:  # noqa: ANN401
-    """Tell whether an error was raised by a statement, not by a call that went wrong."""
+    """Return whether a line is a ``raise`` statement."""
     return linecache.getline(frame.f_code.co_filename, line, frame.f_globals).lstrip().startswith("raise ")
 
 
 def _about_our_model(message: str) -> str | None:
-    """Take the sentence about a model of ours out of a message of jsonargparse, which adds all its arguments."""
+    """Extract the sentence about one of our models from jsonargparse's message, which lists all arguments."""
     found = _UNION.search(message)
     if found is None or f"{_PACKAGE}." not in message:
         return None
@@ -186,7 +186,7 @@ def _about_our_model(message: str) -> str | None:
 
 
 def _nearest_model(message: str) -> str | None:
-    """Suggest a model of ours for a misspelt one."""
+    """Suggest one of our models for a misspelt name."""
     found = _UNKNOWN_MODEL.search(message)
     if found is None:
         return None
@@ -203,14 +203,14 @@ def _nearest_model(message: str) -> str | None:
 
 
 def is_command_line() -> bool:
-    """Tell whether this process is ``anomalib`` or ``python -m anomalib_osdirf``, on one model."""
+    """Return whether this process is ``anomalib`` or ``python -m anomalib_osdirf`` with a single model."""
     program = Path(sys.argv[0] if sys.argv else "")
     started = program.stem == "anomalib" or (program.name == "__main__.py" and program.parent.name == _PACKAGE)
     return started and sys.argv[1:2] != ["benchmark"] and not verbose()
 
 
-def take_over() -> None:
-    """From the making of one of our models on, keep anomalib's command line quiet, and its errors short."""
+def quiet_command_line() -> None:
+    """Reduce the output and the errors of anomalib's command line, once one of our models is created."""
     if is_command_line() and not is_quiet():
         _rest_of_process.enter_context(quiet())
         sys.excepthook = partial(_show_error, sys.excepthook)
@@ -230,7 +230,7 @@ def _show_error(
 
 
 def shorten_parser_errors() -> None:
-    """In anomalib's command line, have jsonargparse say in a sentence what is wrong with a model of ours."""
+    """Shorten jsonargparse's errors about our models to one sentence in anomalib's command line."""
     if not is_command_line():
         return
     from jsonargparse import ArgumentParser

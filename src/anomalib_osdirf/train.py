@@ -26,7 +26,7 @@ _WORKERS = 4  # that read images
 
 
 class TrainError(ValueError):
-    """Options that can't be met; its message says why and what to do."""
+    """Invalid options; the message says why and what to do."""
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -72,7 +72,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--false-alarm-rate", type=_share, metavar="RATE", help="share of good parts that may be called defective"
     )
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for run folders (results)")
-    parser.add_argument("--model", default="OSDIRF", help="another model of anomalib's, such as Patchcore")
+    parser.add_argument("--model", default="OSDIRF", help="another anomalib model, such as Patchcore")
     parser.add_argument("--seed", type=int, default=0, help="seed of split and training (0)")
     return parser
 
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
     from anomalib.cli import AnomalibCLI
 
     import anomalib_osdirf.models  # noqa: F401 - the arguments name ours, and there may be no import hook
-    from anomalib_osdirf.benchmark.contestant import has_an_end, local_weights
+    from anomalib_osdirf.benchmark.entry import has_an_end, local_weights
     from anomalib_osdirf.data.reading import allow_any_script
     from anomalib_osdirf.export.options import need
     from anomalib_osdirf.report import ReportCallback
@@ -131,7 +131,7 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
 
 
 def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], dict[str, str]]:
-    """Write options as arguments of ``anomalib train``, and a weights file by the backbone's name."""
+    """Return the options as arguments of ``anomalib train``, and weights files by backbone name."""
     found = _model_class(options.model)
     takes = inspect.signature(found).parameters
     model: dict[str, Any] = {}
@@ -172,7 +172,7 @@ def _model_class(name: str) -> Any:  # noqa: ANN401
 
 
 def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the model's arguments, and a weights file by the backbone's name where the model has none for it."""
+    """Return the model's arguments, and weights files by backbone name if the model takes no file."""
     import timm
 
     given = {name: getattr(options, name) for name in ("backbone", "backbone_weights")}
@@ -201,7 +201,7 @@ def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[di
 
 
 def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  # noqa: ANN401
-    """Write a model's own pre-processing, with another image size, as configuration."""
+    """Return a model's own pre-processing with another image size, as configuration."""
     from torchvision.transforms import v2
 
     size = (options.image_size, options.image_size)
@@ -221,7 +221,7 @@ def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  
 
 
 def _load_weights(model: Any) -> None:  # noqa: ANN401 - any of anomalib's
-    """Find out before anything is written whether a backbone's weights can be had.
+    """Check that a backbone's weights are available, before anything is written.
 
     Raises:
         TrainError: If not.
@@ -245,7 +245,7 @@ def _no_weights(backbone: str) -> str:
 
 
 def _remove_failed(engine: Any) -> None:  # noqa: ANN401
-    """Remove what a training wrote that failed before its first checkpoint, and let ``latest`` be the run before."""
+    """Remove the files of a training that failed before its first checkpoint, and reset ``latest`` to the last run."""
     if engine._trainer is None:  # noqa: SLF001 - its property would raise
         return
     folder = Path(engine.trainer.default_root_dir)

@@ -16,7 +16,7 @@ from anomalib.pipelines.components.runners import SerialRunner
 
 from anomalib_osdirf.__main__ import main
 from anomalib_osdirf.benchmark import command, run
-from anomalib_osdirf.benchmark.plan import CONTESTANT
+from anomalib_osdirf.benchmark.plan import BUILD_ENTRY
 
 OURS: dict[str, Any] = {
     "name": "ours",
@@ -47,7 +47,7 @@ def _config(root: Path, entries: list[dict[str, Any]], output: Path) -> dict[str
         "num_workers": 0,
     }
     model = {
-        "class_path": CONTESTANT,
+        "class_path": BUILD_ENTRY,
         "init_args": {"image_size": 64, "entry": {"grid": [[entry] for entry in entries]}},
     }
     return {

@@ -80,7 +80,7 @@ def test_prediction_scores_good_files_as_if_alone_and_lists_the_others(
     listed = _listed(second, "predict")
     assert listed.keys() == broken.keys()
     assert all(f"{name}' can't be read as an image, as it is" in error for name, error in listed.items())
-    assert f"{len(broken)} images are left out and listed in" in caplog.text
+    assert f"{len(broken)} images are skipped and listed in" in caplog.text
     # The list is that of the latest prediction.
     third = engine()
     third.predict(OSDIRF(), data_path=tmp_path / "alone", ckpt_path=trained.checkpoint)
@@ -135,7 +135,7 @@ def test_training_leaves_broken_files_out_if_told(
     assert _listed(run, "fit").keys() == {"broken.png", "03.png"}
     assert "as it is empty" in _listed(run, "fit")["broken.png"]
     assert "masks/03.png' can't be read as an image, as it is broken" in _listed(run, "fit")["03.png"]
-    assert "3 images are left out and listed in" in caplog.text
+    assert "3 images are skipped and listed in" in caplog.text
     # Nothing needs repeating for the checkpoint's test.
     tested = engine().test(OSDIRF(), datamodule=folder(root=damaged), ckpt_path=run.best_model_path)[0]
     assert np.isfinite(list(tested.values())).all()

@@ -277,7 +277,7 @@ def test_check_that_breaks_off_is_a_failure_and_the_next_ones_run(monkeypatch: p
     for name in ("check_hook", "check_torchvision", "check_models", "check_devices"):
         monkeypatch.setattr(doctor, name, lambda: Check("passing", "ok", "fine"))
     checks = list(doctor.run_checks("filter_bank"))
-    assert Check("packages", "fail", "this check broke off: RuntimeError: no idea", checks[2].remedy) == checks[2]
+    assert Check("packages", "fail", "this check failed: RuntimeError: no idea", checks[2].remedy) == checks[2]
     assert checks[-1].name == "temporary files"
 
 

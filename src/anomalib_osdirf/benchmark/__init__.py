@@ -7,9 +7,9 @@ The configuration file is one for ``anomalib benchmark`` too; see ``configs/benc
 
 from collections.abc import Sequence
 
-from anomalib_osdirf.benchmark.contestant import contestant
+from anomalib_osdirf.benchmark.entry import build_entry
 
-__all__ = ["contestant", "main"]
+__all__ = ["build_entry", "main"]
 
 
 def main(arguments: Sequence[str], program: str) -> int:

@@ -82,7 +82,7 @@ class Entry:
         return asdict(self)
 
 
-def contestant(
+def build_entry(
     entry: Any,  # noqa: ANN401 - from a configuration file
     backbone_weights: Mapping[str, str] | None = None,
     image_size: int | None = 256,
@@ -113,7 +113,7 @@ def contestant(
 def build_model(
     entry: Entry, backbone_weights: Mapping[str, str], image_size: int | None, seed: int | None = None
 ) -> AnomalibModule:
-    """Build the model of an entry, see :func:`contestant`; a ``seed`` is given to models that take one."""
+    """Build the model of an entry, see :func:`build_entry`; a ``seed`` is given to models that take one."""
     parser, parsed = parse_model(entry)
     arguments = parsed.model
     given = entry.init_args

@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 
-from anomalib_osdirf.benchmark.contestant import Entry, build_data, check_weights, parse_model
+from anomalib_osdirf.benchmark.entry import Entry, build_data, check_weights, parse_model
 
-CONTESTANT = "anomalib_osdirf.benchmark.contestant"
+BUILD_ENTRY = "anomalib_osdirf.benchmark.build_entry"
 _SECTIONS = ("accelerator", "benchmark", "report")
 _GRID = ("seed", "model", "data")
-_CONTESTANT_ARGUMENTS = ("entry", "backbone_weights", "image_size")
+_ENTRY_ARGUMENTS = ("entry", "backbone_weights", "image_size")
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,11 @@ def _run(one: dict[str, Any], accelerator: str, openvino: bool) -> Run:
     model, weights, size = one["model"], {}, None
     if isinstance(model, str):
         model = {"class_path": model}
-    if model.get("class_path") == CONTESTANT:
+    if model.get("class_path") == BUILD_ENTRY:
         arguments = model.get("init_args") or {}
-        _check_keys(CONTESTANT, arguments, _CONTESTANT_ARGUMENTS)
+        _check_keys(BUILD_ENTRY, arguments, _ENTRY_ARGUMENTS)
         if "entry" not in arguments:
-            msg = f"{CONTESTANT} has no entry; give it a grid of models."
+            msg = f"{BUILD_ENTRY} has no entry; give it a grid of models."
             raise ValueError(msg)
         entry = Entry.parse(arguments["entry"])
         weights = {str(name): str(file) for name, file in (arguments.get("backbone_weights") or {}).items()}

@@ -20,10 +20,11 @@ from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
 from lightning.pytorch import Callback, seed_everything
 
-from anomalib_osdirf.benchmark.contestant import Entry, build_data, build_model, local_weights
+from anomalib_osdirf.benchmark.entry import Entry, build_data, build_model, local_weights
 from anomalib_osdirf.benchmark.heartbeat import HEARTBEAT, Heartbeat
 from anomalib_osdirf.data.category_evaluator import CategoryEvaluator
 from anomalib_osdirf.data.multi_category import MultiCategory
+from anomalib_osdirf.errors import one_line
 from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.training.diffusion_training import DiffusionTraining
 
@@ -128,12 +129,8 @@ def _openvino_size(engine: Engine, model: Any, folder: Path, size: int | None) -
         exported = Path(str(engine.export(model, "openvino", folder / "work" / "export", input_size=fixed)))
     except Exception as error:
         logger.exception("No OpenVINO export.")
-        return {"openvino_error": _one_line(error)}
+        return {"openvino_error": one_line(error)}
     return {"openvino_bytes": sum(file.stat().st_size for file in (exported, exported.with_suffix(".bin")))}
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
 def main(folder: Path) -> int:
@@ -147,7 +144,7 @@ def main(folder: Path) -> int:
         result = perform(job, folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, it goes into the table
         traceback.print_exc()
-        write_json(folder / RESULT, {"job": job, "error": _one_line(error)})
+        write_json(folder / RESULT, {"job": job, "error": one_line(error)})
         return 1
     write_json(folder / RESULT, {"job": job, **result})
     return 0

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from anomalib_osdirf.benchmark.contestant import Entry, local_weights, model_class
+from anomalib_osdirf.benchmark.entry import Entry, local_weights, model_class
 from anomalib_osdirf.benchmark.run import JOB, RESULT, machine, write_json
+from anomalib_osdirf.errors import one_line
 
 BATCH_SIZES = (1, 32)
 _WARM_UP = 2
@@ -63,7 +64,7 @@ def _turns(one: dict[str, Any], device: torch.device) -> tuple[dict[int, Callabl
                 turn()
     except Exception as error:  # noqa: BLE001 - such as too little memory; the others are measured all the same
         traceback.print_exc()
-        return {}, f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        return {}, one_line(error)
     return turns, None
 
 

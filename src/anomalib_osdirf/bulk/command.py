@@ -27,7 +27,7 @@ _NEEDED = ("ray", "pyarrow")
 
 
 class _OptionError(ValueError):
-    """Options that can't be met; its message says why."""
+    """Invalid options; the message says why."""
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -89,7 +89,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--address",
         help="address of a Ray cluster, or auto; all its machines must see model, images and maps by the same paths",
     )
-    parser.add_argument("--max-pixels", type=positive, default=50_000_000, help="most pixels of an image (50000000)")
+    parser.add_argument("--max-pixels", type=positive, default=50_000_000, help="maximum pixels of an image (50000000)")
     parser.add_argument("--retry-errors", action="store_true", help="score images again that have an error so far")
     parser.add_argument(
         "--save-every", type=_seconds, default=10.0, metavar="SECONDS", help="how often scores are written down (10)"

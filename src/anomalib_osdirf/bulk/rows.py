@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from anomalib_osdirf.errors import one_line
 from anomalib_osdirf.inference.reading import ImageError, read_image, readable
 from anomalib_osdirf.inference.scoring import ModelError, largest_region, load_scorer
 
@@ -91,7 +92,7 @@ class Worker:
         except ModelError as error:
             row["error"] = readable(f"{Path(path).name} has no score: {error}")
         except Exception as error:  # noqa: BLE001 - whatever an image does to a model, the others are scored
-            row["error"] = readable(f"{Path(path).name} could not be scored ({_one_line(error)}).")
+            row["error"] = readable(f"{Path(path).name} could not be scored ({one_line(error)}).")
         return row | {"seconds": time.perf_counter() - start}
 
     def _score(self, path: Path, row: dict[str, Any]) -> None:
@@ -138,7 +139,3 @@ def _write_map(folder: Path, image: Path, anomaly_map: NDArray[np.float32]) -> P
     with unfinished.open("wb") as stream:
         np.save(stream, anomaly_map.astype(np.float32))
     return unfinished.replace(file)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -22,7 +22,7 @@ _NAMED = 3  # files in a sentence
 _THREADS = 4
 
 
-def leave_out_broken(datasets: Iterable[Any], visible: bool) -> dict[str, str]:
+def skip_broken(datasets: Iterable[Any], visible: bool) -> dict[str, str]:
     """Take samples with a broken image or mask out of anomalib's data sets, in place.
 
     Args:
@@ -71,7 +71,7 @@ def report(found: Mapping[str, str], file: Path) -> None:
     count = "1 image is" if len(found) == 1 else f"{len(found)} images are"
     named = "; ".join(list(found.values())[:_NAMED])
     more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    logger.warning("%s left out and %s: %s%s.", count, listed, named, more)
+    logger.warning("%s skipped and %s: %s%s.", count, listed, named, more)
 
 
 def datasets_in(dataloaders: Any) -> Iterator[Any]:  # noqa: ANN401 - whatever a trainer takes

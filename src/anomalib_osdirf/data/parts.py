@@ -83,7 +83,7 @@ class Parts:
         return ", ".join(f"{len(self.images[one])} in {one.relative_to(self.root)}" for one in folders)
 
 
-def find_parts(folder: Path, leave_out: Path | None = None) -> Parts:
+def find_parts(folder: Path, exclude: Path | None = None) -> Parts:
     """Look for parts in a folder.
 
     Good parts are in ``good`` or, as in MVTec AD, ``train/good``; defective ones in the folders beside it or in
@@ -91,7 +91,7 @@ def find_parts(folder: Path, leave_out: Path | None = None) -> Parts:
 
     Args:
         folder: The folder.
-        leave_out: A folder to leave out, such as that of the results.
+        exclude: A folder to skip, such as that of the results.
 
     Returns:
         What was found.
@@ -103,7 +103,7 @@ def find_parts(folder: Path, leave_out: Path | None = None) -> Parts:
     if not root.is_dir():
         msg = f"{str(folder)!r} {'is no folder' if root.exists() else 'does not exist'}; give a folder with good parts"
         raise PartsError(f"{msg} in its subfolder 'good'.")
-    top = _folders(root, leave_out)
+    top = _folders(root, exclude)
     good = top.get("good") or _folders(top.get("train")).get("good")
     if good is None:
         raise PartsError(_nothing_good(folder, top))
@@ -175,12 +175,12 @@ def _nothing_good(folder: Path, top: dict[str, Path]) -> str:
     return f"{str(folder)!r} has no good parts: looked for images in 'good' and 'train/good', and {has}."
 
 
-def _folders(folder: Path | None, leave_out: Path | None = None) -> dict[str, Path]:
-    """Return the folders in a folder by their names in lower case, hidden ones left out."""
+def _folders(folder: Path | None, exclude: Path | None = None) -> dict[str, Path]:
+    """Return the folders in a folder by their names in lower case, without hidden ones."""
     if folder is None or not folder.is_dir():
         return {}
-    left_out = None if leave_out is None else leave_out.resolve()
-    found = (one for one in sorted(folder.iterdir()) if one.is_dir() and one.resolve() != left_out)
+    excluded = None if exclude is None else exclude.resolve()
+    found = (one for one in sorted(folder.iterdir()) if one.is_dir() and one.resolve() != excluded)
     return {one.name.lower(): one for one in found if not one.name.startswith((".", "_"))}
 
 

@@ -8,12 +8,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision import tv_tensors
 
-_FULL_SCALE = 65535
+from anomalib_osdirf.inference.reading import deep_grey, reason_unread, regular
+
 _ADVICE = "repair it, remove it, or leave such files out with skip_broken_images=true"
 
 
@@ -54,10 +54,10 @@ def allow_any_script() -> None:
 def trouble_with(path: str | Path) -> str | None:
     """Read an image or mask, and tell in a sentence why it can't be read, ``None`` if it can."""
     try:
-        with Image.open(_regular(path)) as image:
+        with Image.open(regular(path)) as image:
             image.convert("RGB")
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever a broken file makes them stumble on
-        return f"{str(path)!r} can't be read as an image, {_reason(path, error)}"
+        return f"{str(path)!r} can't be read as an image, {reason_unread(path, error)}"
     return None
 
 
@@ -65,13 +65,12 @@ def _careful_image_reader(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def read_image(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
         try:
-            with Image.open(_regular(path)) as image:
-                if not image.mode.startswith("I"):
-                    return original(path, as_tensor=as_tensor)
-                grey = np.clip(np.asarray(image, dtype=np.float32) / _FULL_SCALE, 0, 1)
+            with Image.open(regular(path)) as image:
+                rgb = deep_grey(image)
+            if rgb is None:
+                return original(path, as_tensor=as_tensor)
         except Exception as error:
             raise _broken(path, error) from error
-        rgb = np.repeat(grey[..., None], 3, axis=2)
         return tv_tensors.Image(torch.from_numpy(rgb).permute(2, 0, 1).contiguous()) if as_tensor else rgb
 
     return read_image
@@ -81,7 +80,7 @@ def _careful_mask_reader(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def read_mask(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
         try:
-            with Image.open(_regular(path)) as image:
+            with Image.open(regular(path)) as image:
                 size = (image.height, image.width)
             mask = original(path, as_tensor=as_tensor)
         except Exception as error:
@@ -91,29 +90,5 @@ def _careful_mask_reader(original: Callable[..., Any]) -> Callable[..., Any]:
     return read_mask
 
 
-def _regular(path: str | Path) -> Path:
-    """Refuse what is no file: reading a pipe would wait for ever."""
-    path = Path(path)
-    if not path.is_file():
-        msg = "it does not exist" if not path.exists() else "it is no regular file"
-        raise FileNotFoundError(msg)
-    return path
-
-
 def _broken(path: str | Path, error: Exception) -> BrokenFileError:
-    return BrokenFileError(f"{str(path)!r} can't be read as an image, {_reason(path, error)}; {_ADVICE}.")
-
-
-def _reason(path: str | Path, error: Exception) -> str:
-    """Tell why a file can't be read, to go on a sentence."""
-    if isinstance(error, FileNotFoundError):
-        return f"as {error.args[-1]}"
-    if isinstance(error, PermissionError):
-        return "as this user may not read it"
-    if not Path(path).stat().st_size:
-        return "as it is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return "as it is of no image format that Pillow knows"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"as Pillow takes it for an attack ({error})"
-    return f"as it is broken ({(str(error).splitlines() or [''])[0] or type(error).__name__})"
+    return BrokenFileError(f"{str(path)!r} can't be read as an image, {reason_unread(path, error)}; {_ADVICE}.")

@@ -2,32 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diffusion transformer on a feature grid, one token for each position (Peebles and Xie 2023)."""
 
+from timm.layers.activations import GELUTanh
+from timm.layers.mlp import Mlp
+from timm.models.vision_transformer import Attention  # type: ignore[attr-defined] # not in timm.layers before 1.0.20
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_osdirf.denoisers.checkpointing import CheckpointedBlock
 from anomalib_osdirf.denoisers.embedding import TimestepEmbedding, grid_positions
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention.
-
-    Args:
-        width: Size of the tokens.
-        num_heads: Number of heads; divides ``width``.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens ``(B, P, width)`` to the same shape."""
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(query, key, value)
-        return self.output(attended.transpose(1, 2).flatten(2))
 
 
 class DiTBlock(CheckpointedBlock):
@@ -41,9 +23,9 @@ class DiTBlock(CheckpointedBlock):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attention = Attention(width, num_heads)
+        self.attention = Attention(width, num_heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)

@@ -228,11 +228,11 @@ def _fold_dit(denoiser: DiT, timestep: int) -> nn.Module:
         shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(time).chunk(6)
         attention = FoldedAttention(
             _copy(block.attention.qkv, shift=shift1, scale=scale1),
-            _copy(block.attention.output, gate=gate1),
+            _copy(block.attention.proj, gate=gate1),
             block.attention.num_heads,
         )
         mlp = nn.Sequential(
-            _copy(block.mlp[0], shift=shift2, scale=scale2), block.mlp[1], _copy(block.mlp[2], gate=gate2)
+            _copy(block.mlp.fc1, shift=shift2, scale=scale2), block.mlp.act, _copy(block.mlp.fc2, gate=gate2)
         )
         blocks.append(FoldedDiTBlock(block.norm1, attention, mlp))
     shift, scale = denoiser.modulation(time).chunk(2)

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every model of this package adds to anomalib's exports."""
+"""Additions of this package's models to anomalib's exports."""
 
 import errno
 import logging
@@ -17,7 +17,7 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms import v2
 
-from anomalib_osdirf.data.broken_files import leave_out_broken, report
+from anomalib_osdirf.data.broken_files import report, skip_broken
 from anomalib_osdirf.data.reading import read_carefully
 from anomalib_osdirf.disk import why_unwritable
 from anomalib_osdirf.export import metadata, quantisation
@@ -41,7 +41,7 @@ _PATH_ARGUMENTS = ("backbone_weights", "anomaly_source_path", "foreground_masks"
 
 
 class ExactExport(ExportMixin, ABC):
-    """Exports that give the scores of ``Engine.predict``, and refuse what can't score.
+    """Exports that give the scores of ``Engine.predict``, and refuse models that can't score.
 
     ``onnx_kwargs`` of anomalib's export command and of ``Engine.export`` take
     :class:`~anomalib_osdirf.export.options.ExportOptions` besides the options of ``torch.onnx.export``.
@@ -67,7 +67,7 @@ class ExactExport(ExportMixin, ABC):
 
     @abstractmethod
     def check_fitted(self) -> None:
-        """Raise an error if the model can't score yet."""
+        """Raise an error if the model is not fitted."""
 
     def check_graph(self) -> None:
         """Raise an error if the model can't be made an ONNX or OpenVINO graph."""
@@ -83,7 +83,7 @@ class ExactExport(ExportMixin, ABC):
         return loaded
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Date the checkpoint."""
+        """Save the date."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc] # of AnomalibModule
         self._trained = metadata.now()
         checkpoint[_CHECKPOINT_KEY] = self._trained
@@ -251,12 +251,12 @@ class ExactExport(ExportMixin, ABC):
         return self._export(export_root, f"openvino-{model_file_name}", export)
 
     def _prepare_images(self, datamodule: Any, destination: Path) -> None:  # noqa: ANN401
-        """Have a datamodule's images read as in training, broken ones left out if they were there."""
+        """Read a datamodule's images as in training, skipping broken ones if training did."""
         read_carefully()
         if self.hparams.get("skip_broken_images"):
             quantisation.set_up(datamodule, self.pre_processor)
             subsets = [getattr(datamodule, name, None) for name in ("train_data", "val_data")]
-            report(leave_out_broken(subsets, self._shows_progress()), destination / "broken_images_export.csv")
+            report(skip_broken(subsets, self._shows_progress()), destination / "broken_images_export.csv")
 
     def _shows_progress(self) -> bool:
         trainer = getattr(self, "_trainer", None)

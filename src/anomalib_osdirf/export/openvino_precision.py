@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO models that ask for float32 themselves, whatever the device would compute in by default.
+"""OpenVINO models that request float32, whatever precision the device defaults to.
 
 OpenVINO's CPU plugin computes in bfloat16 where the processor can, its GPU plugin in float16, unless an operation is
 marked. A mark (rt_info ``precise_0``) is saved with the model, but the plugin forgets it wherever it replaces an

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Those of anomalib's folders.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -31,36 +31,60 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
     Raises:
         ImageError: If the file is no image, broken or too large.
     """
-    if not path.is_file():  # a pipe would be waited for
-        msg = f"{path.name} is no file." if path.exists() else f"{path.name} does not exist."
-        raise ImageError(msg)
     try:
-        _check_file(path)
-        with Image.open(path) as image:
+        with Image.open(regular(path)) as image:
             _check_size(path, image, max_pixels)
-            if image.mode.startswith("I"):
-                grey = np.clip(np.asarray(image, dtype=np.float32) / _FULL_SCALE_16_BIT, 0, 1, dtype=np.float32)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
+            grey = deep_grey(image)
+            return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255) if grey is None else grey
     except Image.DecompressionBombError as error:
         msg = f"{path.name} has far more pixels than the {max_pixels / 1e6:g} million that are allowed (--max-pixels)."
         raise ImageError(msg) from error
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble on
-        msg = f"{path.name} can't be read as an image; it may be broken, or of a kind that Pillow doesn't know."
+        msg = f"{path.name} can't be read as an image, {reason_unread(path, error)}."
         raise ImageError(msg) from error
+
+
+def regular(path: str | Path) -> Path:
+    """Refuse anything but a regular file: reading a pipe would block for ever.
+
+    Raises:
+        FileNotFoundError: If it is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = "it does not exist" if not path.exists() else "it is no regular file"
+        raise FileNotFoundError(msg)
+    return path
+
+
+def deep_grey(image: Image.Image) -> NDArray[np.float32] | None:
+    """Return a 16-bit grey image as RGB ``(H, W, 3)`` in 0 to 1, ``None`` for any other image."""
+    if not image.mode.startswith("I"):
+        return None
+    grey = np.clip(np.asarray(image, dtype=np.float32) / _FULL_SCALE_16_BIT, 0, 1, dtype=np.float32)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def reason_unread(path: str | Path, error: Exception) -> str:
+    """Return the clause that says why a file can't be read, such as ``as it is empty``."""
+    if isinstance(error, FileNotFoundError):
+        return f"as {error.args[-1]}"
+    if isinstance(error, PermissionError):
+        return "as this user may not read it"
+    if not Path(path).stat().st_size:
+        return "as it is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "as it is of no image format that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"as Pillow takes it for an attack ({error})"
+    return f"as it is broken ({(str(error).splitlines() or [''])[0] or type(error).__name__})"
 
 
 def readable(text: str) -> str:
     """Return a text that every program can read, where a file's name is of no known encoding."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():  # reading a pipe would wait for ever
-        msg = f"{path.name} is no file."
-        raise ImageError(msg)
 
 
 def _check_size(path: Path, image: Image.Image, max_pixels: int) -> None:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The models, as anomalib sees them; with them come the datamodules, which anomalib looks up by name too."""
+"""The anomalib models; importing them also registers the datamodules, which anomalib looks up by name."""
 
 from importlib import import_module
 
@@ -15,6 +15,6 @@ __all__ = ["OSDIRF", "DiffusionAD", "DiffusionADModel", "InvAD", "InvADModel", "
 
 for _name in ("multi_category", "synthetic_surfaces"):
     import_module(f"anomalib_osdirf.data.{_name}")
-# Where `anomalib benchmark` may take `contestant` from; it is imported when it is asked for.
+# Where `anomalib benchmark` may take `build_entry` from; it is imported when it is asked for.
 ALLOWED_MODULES.add("anomalib_osdirf.benchmark")
 shorten_parser_errors()

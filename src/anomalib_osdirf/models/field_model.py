@@ -93,8 +93,7 @@ class FieldModel(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FieldModel":
         """Convert weights, as every move to a device or precision does.
 
-        Half precision is for the denoiser that is trained: statistics, densities and averages would lose what they are
-        there for.
+        Only the trained denoiser is converted to half precision: statistics, densities and averages need the digits.
         """
         for module in self.children():
             for name, child in module.named_children():

@@ -131,7 +131,7 @@ class FieldNetwork(nn.Module):
         return FrozenFieldNetwork(self)
 
     def _precise(self, values: Tensor) -> Tensor:
-        """Undo what a trainer's half precision does to its batches."""
+        """Convert a batch back from the trainer's half precision."""
         return values.to(self.projection.weight.dtype)
 
     # ------------------------------------------------------------------ training
@@ -165,10 +165,10 @@ class FieldNetwork(nn.Module):
 
     @torch.no_grad()
     def explained_share(self, features: Tensor, processes: Processes = ALONE) -> float:
-        """Share of the noise, of what a linear denoiser leaves, that the averaged denoiser explains.
+        """Share of a linear denoiser's residual noise that the averaged denoiser explains.
 
-        0 means that it knows no more than the variance of each principal component, which the densities know, too. On
-        images that it was not trained on, a positive share is structure that generalises.
+        0 means no gain over the variances of the principal components, which the densities know, too. On held-out
+        images, a positive share is structure that generalises.
 
         Args:
             features: Coarse features of normal images, shape ``(B, C, h, w)``, this process's; they may be none.
@@ -192,7 +192,7 @@ class FieldNetwork(nn.Module):
         return float(explained_share(processes.add(losses) / count, baseline.double()))
 
     def keep(self, share: float, step: int) -> None:
-        """Keep the present average for the field.
+        """Keep the current averaged weights for the field.
 
         Args:
             share: What :meth:`explained_share` returned, or NaN where it could not be measured.
@@ -202,8 +202,8 @@ class FieldNetwork(nn.Module):
         self.kept_share.fill_(share)
         self.kept_step.fill_(step)
 
-    def leave_out_denoiser(self) -> None:
-        """Keep an untrained denoiser: of one that predicts the velocity, the field is the features, scaled."""
+    def remove_denoiser(self) -> None:
+        """Replace the kept denoiser by an untrained one, whose field is the scaled features (velocity prediction)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same weights in every process and training
             untrained = self._build_denoiser()
@@ -234,5 +234,5 @@ class FrozenFieldNetwork(nn.Module):
 
 
 def _has_bfloat16() -> bool:
-    """Tell whether this CPU has instructions for bfloat16, without which it would be slower than float32."""
+    """Return whether this CPU has bfloat16 instructions; without them bfloat16 is slower than float32."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - as torch's own compiler asks

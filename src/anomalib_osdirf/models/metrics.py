@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics that the field reports, over anomalib's and torchmetrics' implementations."""
+"""The usual metrics, on top of anomalib's and torchmetrics' implementations."""
 
 from types import SimpleNamespace
 from typing import Any

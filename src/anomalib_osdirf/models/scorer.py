@@ -40,7 +40,7 @@ _FINE_COMPONENTS = 16  # of one of fine features, of which there are four times 
 # Painted anomalies count as found above the maximum that this share of normal images does not exceed.
 _NORMAL_QUANTILE = 0.95
 _MAPS_AT_ONCE = 8
-# A difference of the found shares below so many standard errors tells nothing: then the likelihood decides.
+# A smaller difference of the found shares, in standard errors, is not significant; the likelihood then decides.
 _STANDARD_ERRORS = 2.0
 
 # Batches of fields (B, D, h, w), fine features (B, D, 2 h, 2 w) and numbers (B,), the same at every call.
@@ -72,15 +72,15 @@ class FineFit:
     units: HeldOutUnits
 
     def held_out(self, fine: Sample) -> Tensor:
-        """Return the map of images in units of held-out normal variation, by densities that lack the image."""
+        """Return held-out maps in units of held-out normal variation."""
         return self.units(self.density.held_out(fine), torch.zeros_like(fine.cluster))
 
 
 class Fit(NamedTuple):
-    """What a fit tells.
+    """The result of a fit.
 
     Attributes:
-        found: Share of its painted positions that is found, of each image that has any, shape ``(N,)``.
+        found: Share of painted positions that is found, per image that has any, shape ``(N,)``.
         held_out: Score, largest and smallest value of the map of each of this process's images, scored as if it were
             new, shape ``(M, 3)``.
         fine: The fits on fine features by structure.
@@ -102,7 +102,7 @@ class _Trial:
     fine: FineFit | None
 
     def held_out(self, field: Sample, fine: Sample) -> tuple[Tensor, Tensor | None]:
-        """Return both maps of images in units of held-out normal variation, each by densities that lack the image."""
+        """Return both held-out maps in units of held-out normal variation."""
         values = self.units(self.field.held_out(field), field.cluster)
         return values, None if self.fine is None else self.fine.held_out(fine)
 
@@ -194,7 +194,7 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def refit(self, images: Images, size: Sequence[int] = (1, 1)) -> Tensor:
-        """Fit anew on the fields of a changed network, with clusters, structure and components as they are.
+        """Refit on the fields of a changed network, with the same clusters, structure and components.
 
         Args:
             images: See :meth:`fit`.
@@ -248,7 +248,7 @@ class Scorer(nn.Module):
     def _found(
         self, trial: _Trial, images: Images, painted: Callable[[], Iterable[Painted]], processes: Processes
     ) -> Tensor:
-        """Return the share of the painted positions that is found, of each image that has any, shape ``(N,)``."""
+        """Return the share of painted positions that is found, per image that has any, shape ``(N,)``."""
         highest = [
             _together(*trial.held_out(field, fine)).flatten(1).amax(dim=1) for field, fine in self._samples(images)
         ]
@@ -264,7 +264,7 @@ class Scorer(nn.Module):
         return processes.collected(torch.cat(shares), torch.cat(numbers))
 
     def _take(self, trial: _Trial, images: Images, processes: Processes, size: Sequence[int]) -> Tensor:
-        """Become what a trial fitted, fit the image score on held-out maps, and return :attr:`Fit.held_out`."""
+        """Adopt a trial, fit the image score on held-out maps, and return :attr:`Fit.held_out`."""
         device = self.units.scale.device
         self.structure = trial.structure
         self.density = trial.field.density.to(device)
@@ -321,7 +321,7 @@ def _densities(structure: str | None) -> tuple[nn.Module | None, nn.Module | Non
 
 
 def _best(trials: Sequence[_Trial], found: Sequence[Tensor]) -> int:
-    """Choose by detection of painted anomalies on held-out images or, where that can't tell, by likelihood."""
+    """Choose by detection of painted anomalies on held-out images or, if that is not significant, by likelihood."""
     likelier = int(trials[1].nll < trials[0].nll)
     one, other = trials
     text = f"held-out negative log density {one.nll:.1f} ({one.structure}) and {other.nll:.1f} ({other.structure}) nats"
@@ -344,7 +344,7 @@ def _best(trials: Sequence[_Trial], found: Sequence[Tensor]) -> int:
 
 
 def significant_gain(one: Tensor, other: Tensor) -> float:
-    """Return by how much more of the painted anomalies one model finds than another.
+    """Return how much more of the painted anomalies one model finds than another.
 
     Args:
         one: Share that it finds of each image, shape ``(N,)``.

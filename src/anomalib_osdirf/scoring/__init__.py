@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is fitted on normal images after training: clusters, densities, units of held-out variation, image score."""
+"""Statistics fitted on normal images after training: clusters, densities, score normalisation, image score."""
 
 from anomalib_osdirf.scoring.clusters import ImageClusters, patch_centres
 from anomalib_osdirf.scoring.cross_fitting import (

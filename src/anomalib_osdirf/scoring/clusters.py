@@ -18,7 +18,7 @@ from anomalib_osdirf.processes import ALONE, Processes
 from anomalib_osdirf.scoring.densities import FittedBuffers, PositionGaussians
 
 _MOST_CLUSTERS = 16
-# Fewer images than this tell too little about their covariance: they go to the nearest larger cluster.
+# Smaller clusters don't determine a covariance; their images go to the nearest larger cluster.
 _FEWEST_IMAGES = 8
 _SEED = 0
 _RESTARTS = 100  # the best of few depends on the seed
@@ -32,8 +32,8 @@ Halves = tuple[StreamingMoments, StreamingMoments]
 class ImageClusters(FittedBuffers):
     """Clusters of images by the mean of their features over all positions, each channel in standard deviations.
 
-    k-means finds up to 16. Those are joined, nearest first (Ward 1963), where that makes held-out images likelier under
-    Gaussians per position; often one is left.
+    k-means finds up to 16 clusters. They are merged, nearest first (Ward 1963), while that increases the likelihood of
+    held-out images under Gaussians per position. Often a single cluster remains.
     """
 
     scale: Tensor
@@ -126,7 +126,7 @@ def _k_means(descriptors: Tensor, most: int) -> Tensor:
 
 @dataclass(eq=False)
 class _Branch:
-    """A branch of the tree of clusters, and the likeliest way to cut it."""
+    """A branch of the cluster tree, and the most likely way to cut it."""
 
     halves: Halves
     centre: Tensor
@@ -138,12 +138,12 @@ class _Branch:
         return sum(half.count for half in self.halves)
 
     def distance(self, other: "_Branch") -> float:
-        """Return by how much joining grows the sum of squared distances from the centres (Ward 1963)."""
+        """Return the increase of the within-cluster sum of squares on merging (Ward 1963)."""
         share = self.count * other.count / (self.count + other.count)
         return share * float((self.centre - other.centre).square().sum())
 
     def joined(self, other: "_Branch") -> "_Branch":
-        """Return the branch that these two make."""
+        """Return the merged branch."""
         even, odd = (one.merged(two) for one, two in zip(self.halves, other.halves, strict=True))
         together, apart = cross_validated_nll((even, odd)), self.nll + other.nll
         clusters = self.clusters + other.clusters
@@ -154,10 +154,10 @@ class _Branch:
 
 
 def joined_where_likelier(halves: Sequence[Halves], centres: Tensor) -> Tensor:
-    """Join clusters where that makes held-out images likelier.
+    """Merge clusters where that increases the likelihood of held-out images.
 
-    Joining the nearest two until one is left gives a tree. It is cut where each half of the images is likeliest under
-    the Gaussians of the other.
+    Merging the nearest two repeatedly gives a tree. It is cut where each half of the images is most likely under the
+    Gaussians fitted on the other half.
 
     Args:
         halves: Moments of both halves of each cluster's images, ``mean`` of shape ``(P, D)``.
@@ -190,9 +190,9 @@ def cross_validated_nll(halves: Halves) -> float:
     total = 0.0
     for fitted, held_out in (halves, halves[::-1]):
         gaussian = PositionGaussians().double().to(fitted.mean.device).fit_moments([fitted])
-        whitener = gaussian.whitener[0]
-        offset = (whitener @ (held_out.mean - fitted.mean).unsqueeze(-1)).square().sum()
-        spread = (whitener @ held_out.covariance() * whitener).sum()
+        precision_factor = gaussian.precision_factor[0]
+        offset = (precision_factor @ (held_out.mean - fitted.mean).unsqueeze(-1)).square().sum()
+        spread = (precision_factor @ held_out.covariance() * precision_factor).sum()
         total += held_out.count * float(0.5 * (offset + spread) + gaussian.constant.sum())
     return total
 

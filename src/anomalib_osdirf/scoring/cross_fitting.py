@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Densities fitted on all images and, for honest scores of these images, on all folds but one."""
+"""Cross-fitting: densities of all images and, for unbiased scores of these, of all folds but one."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FOLDS = 4
 
 @dataclass
 class Sample:
-    """A batch of training images as densities see them.
+    """A batch of training images for the densities.
 
     Attributes:
         values: Fields or fine features, shape ``(B, D, h, w)``.
@@ -31,7 +31,7 @@ class Sample:
     numbers: Tensor
 
     def where(self, own: Tensor) -> "Sample":
-        """Return the images of a mask ``(B,)``."""
+        """Return the images selected by a mask ``(B,)``."""
         return Sample(self.values[own], self.cluster[own], self.numbers[own])
 
 
@@ -48,7 +48,7 @@ class CrossFitted:
         self.folds = folds
 
     def held_out(self, sample: Sample) -> Tensor:
-        """Score images by the density that has not seen them, shape ``(B, h, w)``, nats."""
+        """Return held-out negative log densities, by the density of the other folds, shape ``(B, h, w)``, nats."""
         nll = sample.values.new_empty(len(sample.values), *sample.values.shape[-2:])
         for fold, density in enumerate(self.folds):
             own = sample.numbers % len(self.folds) == fold
@@ -131,7 +131,7 @@ def fit_mixture(
             reduce(StreamingMoments.merged, [pooled[index * folds + fold] for fold in range(folds) if kept(fold)])
             for index in range(components)
         ]
-        if not any(moments.count for moments in merged):  # all images are in the fold that is left out
+        if not any(moments.count for moments in merged):  # all images are in the held-out fold
             return fitted(lambda _: True)
         return PatchMixture().to(pooled[0].mean.device).fit_moments(merged)
 

@@ -51,7 +51,7 @@ def shrunk_covariance(moments: StreamingMoments, floor: float) -> Tensor:
     return (1 - intensity) * covariance + (intensity * variance + floor) * identity
 
 
-def whiteners(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def precision_factors(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Factorise the precision of Gaussians.
 
     Args:
@@ -64,8 +64,8 @@ def whiteners(covariance: Tensor) -> tuple[Tensor, Tensor]:
     dim = covariance.shape[-1]
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
-    whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return whitener, factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1) + 0.5 * dim * log(2 * pi)
+    precision_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return precision_factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1) + 0.5 * dim * log(2 * pi)
 
 
 def variance_floor(groups: Sequence[StreamingMoments]) -> float:
@@ -77,7 +77,7 @@ def variance_floor(groups: Sequence[StreamingMoments]) -> float:
 
 
 class FittedBuffers(nn.Module):
-    """A module whose buffers take the shapes that a fit or a checkpoint gives them."""
+    """A module whose buffers take their shapes from a fit or a checkpoint."""
 
     def set_buffers(self, **values: Tensor) -> None:
         """Give buffers other values and shapes, on their device and in their precision."""
@@ -121,14 +121,14 @@ class PositionGaussians(FittedBuffers):
     """
 
     mean: Tensor
-    whitener: Tensor
+    precision_factor: Tensor
     constant: Tensor
 
     def __init__(self, blocks: bool = False) -> None:
         super().__init__()
         self.blocks = blocks
         self.register_buffer("mean", torch.zeros(0, 0, 0))  # (K, P, D)
-        self.register_buffer("whitener", torch.zeros(0, 0, 0, 0))  # (K, G, D, D)
+        self.register_buffer("precision_factor", torch.zeros(0, 0, 0, 0))  # (K, G, D, D)
         self.register_buffer("constant", torch.zeros(0, 0))  # (K, G)
 
     def fit_moments(self, clusters: Sequence[StreamingMoments]) -> "PositionGaussians":
@@ -142,10 +142,10 @@ class PositionGaussians(FittedBuffers):
         """
         floor = variance_floor(clusters)
         shared = [self._shared(moments) for moments in clusters]
-        factors = [whiteners(shrunk_covariance(moments, floor)) for moments in shared]
+        factors = [precision_factors(shrunk_covariance(moments, floor)) for moments in shared]
         self.set_buffers(
             mean=torch.stack([moments.mean for moments in clusters]),
-            whitener=torch.stack([whitener for whitener, _ in factors]),
+            precision_factor=torch.stack([precision_factor for precision_factor, _ in factors]),
             constant=torch.stack([constant for _, constant in factors]),
         )
         return self
@@ -172,26 +172,26 @@ class PositionGaussians(FittedBuffers):
         return nll
 
     def _of_cluster(self, x: Tensor, cluster: int) -> Tensor:
-        """Score images of one cluster; all is computed before it is reordered, or OpenVINO forgets its precision."""
+        """Score images of one cluster; reordering comes last, or OpenVINO drops the marked precision."""
         size = x.shape[-2:]
         vectors = x.flatten(2).permute(2, 0, 1) - self.mean[cluster].unsqueeze(1)  # (P, B, D)
         if not self.blocks:
-            whitened = torch.bmm(vectors.contiguous(), self.whitener[cluster].transpose(1, 2))
+            whitened = torch.bmm(vectors.contiguous(), self.precision_factor[cluster].transpose(1, 2))
             nll = 0.5 * whitened.square().sum(dim=2) + self.constant[cluster][:, None]
             return nll.T.unflatten(1, size)
         rows = to_blocks(vectors, size)  # (G, n, B, D)
-        whitened = torch.bmm(rows.flatten(1, 2), self.whitener[cluster].transpose(1, 2))
+        whitened = torch.bmm(rows.flatten(1, 2), self.precision_factor[cluster].transpose(1, 2))
         nll = 0.5 * whitened.square().sum(dim=2) + self.constant[cluster][:, None]
         return from_blocks(nll.unflatten(1, (rows.shape[1], -1)), size).T.unflatten(1, size)
 
     def _gathered(self, x: Tensor, cluster: Tensor) -> Tensor:
         vectors = x.flatten(2).transpose(1, 2)  # (B, P, D)
         positions = vectors.shape[1]
-        # By position, which OpenVINO does in parallel: all of an image's in one piece take it three times as long.
+        # Gathered by position, which OpenVINO does in parallel; gathering by image takes it three times as long.
         rows = (positions * cluster.unsqueeze(1) + torch.arange(positions, device=cluster.device)).flatten()
         centred = vectors.flatten(0, 1) - self.mean.flatten(0, 1).index_select(0, rows)
-        whitener = self.whitener.transpose(2, 3).flatten(0, 1).index_select(0, rows)
-        whitened = torch.bmm(centred.unsqueeze(1), whitener)
+        precision_factor = self.precision_factor.transpose(2, 3).flatten(0, 1).index_select(0, rows)
+        whitened = torch.bmm(centred.unsqueeze(1), precision_factor)
         distance = whitened.square().sum(dim=2).unflatten(0, (-1, positions)).squeeze(2)
         nll = 0.5 * distance + self.constant[cluster]
         return nll.unflatten(1, x.shape[-2:])
@@ -224,7 +224,7 @@ def from_blocks(values: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class PatchMixture(FittedBuffers):
-    """A mixture of Gaussians with full covariances that all positions share: where a part lies does not matter.
+    """A mixture of Gaussians with full covariances shared by all positions, so that position does not matter.
 
     A position's negative log density is that of its likeliest component, with the component's weight; the full sum of
     the components changes little and costs exponentials in the exported graph.
@@ -236,7 +236,7 @@ class PatchMixture(FittedBuffers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(0, 0))  # (K D, D), whiteners W_k on top of each other
+        self.register_buffer("weight", torch.zeros(0, 0))  # (K D, D), precision factors W_k on top of each other
         self.register_buffer("bias", torch.zeros(0, 1))  # (K D, 1), -W_k mean_k
         self.register_buffer("constant", torch.zeros(0, 1))  # (K, 1)
 
@@ -255,9 +255,9 @@ class PatchMixture(FittedBuffers):
         weights, biases, constants = [], [], []
         for moments in components:
             if moments.count:
-                whitener, constant = whiteners(shrunk_covariance(moments, floor))
-                weights.append(whitener)
-                biases.append(-whitener @ moments.mean)
+                precision_factor, constant = precision_factors(shrunk_covariance(moments, floor))
+                weights.append(precision_factor)
+                biases.append(-precision_factor @ moments.mean)
                 constants.append(constant - log(moments.count / total))
             else:
                 weights.append(torch.zeros_like(moments.scatter))

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores in units of held-out normal variation, and one score for an image."""
+"""Score normalisation in units of held-out normal variation, and the image score."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _NO_SPREAD = 1e-6
 
 
 class PositionStatistics:
-    """Mean and variance of held-out values at each position and in each cluster, gathered image by image.
+    """Mean and variance of held-out values per position and cluster, accumulated image by image.
 
     Args:
         clusters: Number of clusters C.
@@ -82,10 +82,9 @@ def _shrunk(value: Tensor, even: Tensor, odd: Tensor) -> Tensor:
 
 
 class HeldOutUnits(FittedBuffers):
-    """Brings negative log densities to units of held-out normal variation, at each position and in each cluster.
+    """Standardises negative log densities per position and cluster, by held-out normal images.
 
-    A value is its distance from the mean of held-out normal images there, in their standard deviations: no position is
-    loud just because normal images vary there.
+    Positions where normal images vary more therefore do not score higher.
     """
 
     scale: Tensor

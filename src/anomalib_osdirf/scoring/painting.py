@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Anomalies painted on normal training images, to choose between densities by what they find."""
+"""Synthetic anomalies painted on normal training images, by which densities are compared."""
 
 import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator

@@ -30,14 +30,14 @@ class CheckpointError(ValueError):
 
 
 class CheckpointFiles(AnomalibCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is complete and on the disk.
+    """Writes a checkpoint to a temporary file in its folder, syncs it, and renames it.
 
-    Lightning writes it into the system's folder for temporary files, from where a move to another disk can be
-    interrupted, and where a killed process leaves it.
+    Lightning writes to the system's temporary folder. A move to another disk can be interrupted, and a killed process
+    leaves the file behind.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ANN401
-        """Write a checkpoint; one to resume from that can't be written is worth a warning, not the training.
+        """Write a checkpoint; failing to write one to resume from is a warning, not an error.
 
         Raises:
             CheckpointError: If another one can't be written.
@@ -71,7 +71,7 @@ class CheckpointFiles(AnomalibCheckpointIO):
                 partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ANN401
-        """Read a checkpoint as plain data, whatever the trainer was told.
+        """Read a checkpoint as plain data, whatever ``weights_only`` is.
 
         Raises:
             CheckpointError: If it can't be read, or is more than plain data.
@@ -89,7 +89,7 @@ def use_checkpoint_files(strategy: Any) -> None:  # noqa: ANN401 - any of Lightn
 
 
 def remove_partial_files(folder: Path, idle: float = 0) -> None:
-    """Remove what killed processes left of checkpoints in a folder.
+    """Remove the partial checkpoints that killed processes left in a folder.
 
     Args:
         folder: Where to look.

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the training of every diffusion model of this package has in common: duration, end, checkpoints, resuming."""
+"""Training common to all models of this package: duration, final validation, checkpoints, resuming."""
 
 import inspect
 import logging
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 import anomalib_osdirf
 from anomalib_osdirf import terminal
-from anomalib_osdirf.data.broken_files import datasets_in, leave_out_broken, report
+from anomalib_osdirf.data.broken_files import datasets_in, report, skip_broken
 from anomalib_osdirf.data.reading import allow_any_script, read_carefully
 from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
@@ -64,10 +64,10 @@ _SUBSETS = {
 
 
 class ResumeCheckpoint(ModelCheckpoint):
-    """Keeps one checkpoint to resume from while training runs, and removes it once the final one is written."""
+    """Keeps one checkpoint to resume from during training, and removes it once the final one is written."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Save every n steps, except at the very end, from where Lightning would not finish the training."""
+        """Save every n steps, except after the last: resumed from there, Lightning would not finish the training."""
         loop = trainer.fit_loop
         last_epoch = loop.max_epochs not in {None, -1} and trainer.current_epoch + 1 >= loop.max_epochs
         if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
@@ -75,7 +75,7 @@ class ResumeCheckpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell how to go on after a signal, and let nobody take the end for a success, as Lightning would."""
+        """After a signal, say how to resume, and exit with an error status, unlike Lightning."""
         super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, SIGTERMException):
             exception.code = _STATUS_AFTER_SIGTERM
@@ -83,7 +83,7 @@ class ResumeCheckpoint(ModelCheckpoint):
             logger.warning("Interrupted; --ckpt_path %s goes on from there.", self.best_model_path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: with a state in the checkpoint, Lightning asks for this callback wherever it is loaded."""
+        """Return an empty state: with any other, Lightning requires this callback wherever the file is loaded."""
         return {}
 
     def remove(self, trainer: Trainer) -> None:
@@ -102,7 +102,7 @@ class DiffusionTraining(LightningModule):
 
     network_class: ClassVar[type[torch.nn.Module]]  # what build_model builds
     network_parts: ClassVar[tuple[type[torch.nn.Module], ...]] = ()  # which it hands arguments on to
-    structure: ClassVar[int] = 1  # raised when checkpoints of before no longer load
+    structure: ClassVar[int] = 1  # incremented when earlier checkpoints no longer load
     default_epochs: ClassVar[int] = -1  # where neither max_steps nor max_epochs is given
     default_steps: ClassVar[int] = -1  # likewise; whichever ends first
     model: Any
@@ -111,7 +111,7 @@ class DiffusionTraining(LightningModule):
     trainer: Any
     make_pre_processor_exact: Callable[[], None]
 
-    # Arguments that may differ between a checkpoint and the model that loads it: they steer training, not the network.
+    # Arguments that may differ between a checkpoint and the model that loads it: they affect training, not the network.
     training_arguments: ClassVar[frozenset[str]] = frozenset(
         {
             "learning_rate",
@@ -143,7 +143,7 @@ class DiffusionTraining(LightningModule):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Keep anomalib's command line quiet from the first message on."""
         del args, kwargs
-        terminal.take_over()
+        terminal.quiet_command_line()
         return super().__new__(cls)
 
     def check_training_arguments(self) -> None:
@@ -163,11 +163,11 @@ class DiffusionTraining(LightningModule):
                 raise ValueError(msg)
         rate, own = self.hparams["false_alarm_rate"], self.post_processor
         if rate is not None and own is not None and getattr(own, "false_alarm_rate", None) != rate:
-            msg = f"false_alarm_rate={rate!r} and a {type(own).__name__} can't be had together; leave one of them out."
+            msg = f"false_alarm_rate={rate!r} and a {type(own).__name__} exclude each other; drop one of them."
             raise ValueError(msg)
 
     def build_model(self, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Build the torch module from those of the constructor's arguments that it takes."""
+        """Build the torch module from the constructor's arguments that it accepts."""
         allow_any_script()  # before the datamodule looks at its folders
         owners = (*self.network_class.__mro__, *self.network_parts)
         constructors = (vars(owner)["__init__"] for owner in owners if "__init__" in vars(owner))
@@ -222,21 +222,21 @@ class DiffusionTraining(LightningModule):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What DDP leaves alone: fitted alike in all processes, buffers need not be sent before each step."""
+        """All buffers: they are equal in all processes, so DDP need not broadcast them before each step."""
         return [name for name, _ in self.named_buffers()]
 
     def setup(self, stage: str) -> None:
-        """Read and write carefully, share data and results folder out among processes, and fix a training's seed.
+        """Install careful readers and writers, shard the data, share the results folder, and fix the seed.
 
         Raises:
-            ValueError: If the processes have different images, something can't be done in several, or no image can be
-                read.
+            ValueError: If the processes have different images, a feature does not support several processes, or no
+                image can be read.
         """
         super().setup(stage)
         refuse_sharding(self.trainer)
         read_carefully()
         use_checkpoint_files(self.trainer.strategy)
-        self._leave_out_broken_files(TrainerFn(stage))
+        self._skip_broken_files(TrainerFn(stage))
         if self.processes.count > 1:
             self._setup_processes()
         if stage == "fit":
@@ -265,10 +265,10 @@ class DiffusionTraining(LightningModule):
         self.trainer.datamodule = SharedDataModule(datamodule, self.processes)
 
     def orderable_dataloader(self) -> Any:  # noqa: ANN401 - a DataLoader with a batch size, or None
-        """Return the datamodule's training dataloader, if its images can be put in an order of our own.
+        """Return the datamodule's training dataloader, if it can be reordered.
 
         Raises:
-            ValueError: If they can't but must, because there are several processes.
+            ValueError: If it can't, but there are several processes, which need it.
         """
         datamodule, count = getattr(self.trainer, "datamodule", None), self.processes.count
         if datamodule is None:
@@ -288,8 +288,8 @@ class DiffusionTraining(LightningModule):
         logger.info("A resumed training will see the images in another order: %s.", reason)
         return None
 
-    def _leave_out_broken_files(self, stage: TrainerFn) -> None:
-        """Go on without broken files: always in a prediction, elsewhere if the user says so."""
+    def _skip_broken_files(self, stage: TrainerFn) -> None:
+        """Skip broken files: always in a prediction, otherwise with ``skip_broken_images``."""
         predicting = stage == TrainerFn.PREDICTING
         if not predicting and not self.hparams["skip_broken_images"]:
             return
@@ -303,7 +303,7 @@ class DiffusionTraining(LightningModule):
         else:
             msg = "skip_broken_images=true needs a datamodule, and there are dataloaders; pass a datamodule."
             raise ValueError(msg)
-        found = leave_out_broken(datasets, trainer.progress_bar_callback is not None and trainer.is_global_zero)
+        found = skip_broken(datasets, trainer.progress_bar_callback is not None and trainer.is_global_zero)
         if trainer.is_global_zero:
             report(found, Path(trainer.default_root_dir) / f"broken_images_{stage.value}.csv")
         if found and not predicting and not all(len(dataset) for dataset in datasets if dataset is not None):
@@ -311,7 +311,7 @@ class DiffusionTraining(LightningModule):
             raise ValueError(msg)
 
     def replace_dataloader(self, loader: ResumableLoader) -> None:
-        """Train on the batches of a loader in the place of the datamodule's."""
+        """Train on a loader's batches instead of the datamodule's."""
         self._loader = loader
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, SharedDataModule):
@@ -323,7 +323,7 @@ class DiffusionTraining(LightningModule):
         return int(self.trainer.fit_loop.total_batch_idx) + 1
 
     def images_in_step(self, own: int) -> int:
-        """Return the number of images, of all processes, that this training step is made on.
+        """Return the number of images in this step's global batch.
 
         Args:
             own: Number of this process's.
@@ -331,7 +331,7 @@ class DiffusionTraining(LightningModule):
         return own if self._loader is None else self._loader.images_at(self.trainer.fit_loop.total_batch_idx)
 
     def shown(self, name: str, batches: Iterable[Any], images: int | None) -> Iterator[Any]:
-        """Yield batches under a progress bar, which the first process shows for its own share.
+        """Yield batches under a progress bar, shown by the first process for its own shard.
 
         Args:
             name: What is going on.
@@ -344,7 +344,7 @@ class DiffusionTraining(LightningModule):
             yield batch
 
     def teardown(self, stage: str) -> None:
-        """Give the trainer the user's datamodule back."""
+        """Restore the trainer's datamodule."""
         super().teardown(stage)
         if stage == "fit":
             self._loader = None
@@ -354,14 +354,14 @@ class DiffusionTraining(LightningModule):
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Settle how long to train."""
+        """Set the training's duration."""
         super().on_fit_start()
         self._set_duration()
         self._fitted_here = False
         self._fitted_step = -1
 
     def step_seed(self) -> int:
-        """Return a seed for what is random in this training step, the same in a resumed training."""
+        """Return the seed of this training step, the same in a resumed training."""
         return self._seed * 2**32 + int(self.trainer.fit_loop.total_batch_idx)
 
     def check_loss(self, loss: Tensor) -> None:
@@ -377,7 +377,7 @@ class DiffusionTraining(LightningModule):
             raise RuntimeError(self._divergence_message(loss.item()))
 
     def stop_if_told(self) -> None:
-        """Stop where a SIGTERM came, which Lightning only notes, to look for it after each training step.
+        """Stop after a SIGTERM; Lightning only checks for it after each training step.
 
         Raises:
             SIGTERMException: If there was one.
@@ -422,7 +422,7 @@ class DiffusionTraining(LightningModule):
     # ------------------------------------------------------------------ validation, checkpoint
 
     def fit_scoring(self) -> None:
-        """Fit what scores need besides trained weights, on training images."""
+        """Fit on training images whatever scores need besides the trained weights."""
 
     def _fit_scoring(self) -> None:
         if self._fitted_step != self.trainer.global_step:
@@ -450,7 +450,7 @@ class DiffusionTraining(LightningModule):
             image = batch.image_path[index] if batch.image_path else f"image {index} of the batch"
             msg = (
                 f"The score of {image} is no number, because the model's weights are damaged or overflow in half "
-                "precision; use --trainer.precision 32, another checkpoint, or train anew."
+                "precision; use --trainer.precision 32, another checkpoint, or train again."
             )
             raise RuntimeError(msg)
         return batch
@@ -459,28 +459,28 @@ class DiffusionTraining(LightningModule):
     predict_step = validation_step
 
     def check_fitted(self) -> None:
-        """Raise an error if the model can't score yet."""
+        """Raise an error if the model is not fitted."""
         self.model.check_fitted()
 
     def on_train_end(self) -> None:
-        """Fit, validate once and save, wherever in an epoch the training ended."""
+        """Fit, validate once and save, also if the training ended inside an epoch."""
         super().on_train_end()
         self.finish()
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether something is left to fit where Lightning had nothing to train."""
+        """Whether a fit is missing although there is nothing to train."""
         return self._thresholds_missing
 
     def on_fit_end(self) -> None:
-        """Fit what is missing where Lightning had nothing to train, as in a checkpoint of a finished training."""
+        """Do a missing fit if there was nothing to train, as with the checkpoint of a finished training."""
         super().on_fit_end()
         if self.is_unfinished:
             self.to(self.trainer.strategy.root_device)  # Lightning has put the model away
             self.finish()
 
     def finish(self) -> None:
-        """Fit what scores need, validate and save, also where the validation fails: a training is not lost for it."""
+        """Fit, validate and save; save even if the validation fails, so that the training is not lost."""
         validated = self._fitted_step == self.trainer.global_step
         self._fit_scoring()
         try:
@@ -504,7 +504,7 @@ class DiffusionTraining(LightningModule):
 
     def _validate(self) -> None:
         loop = self.trainer.fit_loop.epoch_loop.val_loop
-        loop.restarting = False  # or, with a checkpoint's progress, it would leave batches out
+        loop.restarting = False  # or, with a checkpoint's progress, it would skip batches
         self.trainer.validating = True
         try:
             loop.run()
@@ -512,7 +512,7 @@ class DiffusionTraining(LightningModule):
             self.trainer.training = True
 
     def _set_thresholds(self) -> None:
-        """Take training images where there were no validation images, and say so where there is no threshold at all."""
+        """Set thresholds from training images if there were no validation images; warn if there is no threshold."""
         own = self.post_processor
         if isinstance(own, FalseAlarmPostProcessor) and own.is_waiting:
             own.on_validation_epoch_end(self.trainer, self)
@@ -525,7 +525,7 @@ class DiffusionTraining(LightningModule):
     def _save_final(self, callback: ModelCheckpoint) -> None:
         """Save the finished model where a checkpoint callback keeps its latest.
 
-        It saves by itself after a validation only, which there is not without validation data.
+        The callback itself saves only after a validation, and without validation data there is none.
         """
         if callback.monitor is None and not self.trainer.fast_dev_run:
             path = callback.format_checkpoint_name({})
@@ -538,7 +538,7 @@ class DiffusionTraining(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of batches and noise, so that a resumed training goes on as it would have."""
+        """Save the seed of batches and noise, so that a resumed training ends as an undisturbed one."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[MODEL_KEY] = type(self).__name__
         checkpoint[_STRUCTURE_KEY] = self.structure
@@ -546,10 +546,10 @@ class DiffusionTraining(LightningModule):
         checkpoint["osdirf_fitted"] = self._fitted_step == self.trainer.global_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the checkpoint's arguments where this model's were left at their defaults.
+        """Adopt the checkpoint's arguments where this model's are at their defaults.
 
         Raises:
-            ValueError: If an argument was set to something else than the checkpoint's.
+            ValueError: If an argument was set to another value than the checkpoint's.
         """
         trainer: Any = self._trainer
         fn = trainer.state.fn if trainer is not None else None
@@ -571,10 +571,10 @@ class DiffusionTraining(LightningModule):
         self.make_pre_processor_exact()
         datamodule = getattr(trainer, "datamodule", None)
         if datamodule is not None and fn is not None:
-            # Its data sets resize as the pre-processor did before the checkpoint's came in: have them look again.
+            # Its data sets still resize like the pre-processor before it was restored.
             datamodule.setup(fn)
             if fn in {TrainerFn.VALIDATING, TrainerFn.TESTING} and not skipped:
-                self._leave_out_broken_files(fn)
+                self._skip_broken_files(fn)
         if fn == TrainerFn.FITTING and trainer.ckpt_path and trainer.is_global_zero:
             remove_partial_files(Path(trainer.ckpt_path).parent)
         self._restored = True
@@ -583,14 +583,14 @@ class DiffusionTraining(LightningModule):
             self._loader.seed = self._seed
 
     def _has_other_thresholds(self, checkpoint: dict[str, Any]) -> bool:
-        """Tell whether thresholds by a false-alarm rate are wanted that a checkpoint does not have."""
+        """Return whether this model asks for a false-alarm rate that the checkpoint's thresholds don't have."""
         saved, own = checkpoint.get(_POST_PROCESSOR_KEY) or {}, self.post_processor
         names = ("false_alarm_rate", "extrapolate", "images")
         wanted = getattr(own, "false_alarm_rate", None) is not None
         return wanted and any(saved.get(name) != getattr(own, name) for name in names)
 
     def _set_thresholds_anew(self, checkpoint: dict[str, Any], fn: TrainerFn | None) -> None:
-        """Take a checkpoint without its thresholds, for a training that sets others.
+        """Drop a checkpoint's thresholds, for a training that sets new ones.
 
         Raises:
             ValueError: If nothing is trained.
@@ -601,8 +601,8 @@ class DiffusionTraining(LightningModule):
             has = "other thresholds" if saved is None else f"false_alarm_rate={saved:g} or other options of it"
             name = type(self).__name__
             msg = (
-                f"false_alarm_rate={own.false_alarm_rate:g} disagrees with the checkpoint, which has {has}; leave it "
-                f"out to use the checkpoint's, or set thresholds anew, without training again, by `anomalib train "
+                f"false_alarm_rate={own.false_alarm_rate:g} disagrees with the checkpoint, which has {has}; drop it "
+                f"to use the checkpoint's, or set new thresholds, without training again, by `anomalib train "
                 f"--model {name} --ckpt_path` with the training's data."
             )
             raise ValueError(msg)
@@ -615,7 +615,7 @@ class DiffusionTraining(LightningModule):
         self._thresholds_missing = True
 
     def _adopt_post_processor(self, checkpoint: dict[str, Any]) -> None:
-        """Have a post-processor of ours where the checkpoint does, or else anomalib's; it restores no other class."""
+        """Use the checkpoint's post-processor class, ours or anomalib's: another one could not restore its state."""
         saved, replaced = checkpoint.get(_POST_PROCESSOR_KEY), self.post_processor
         if replaced is None or not saved:
             return
@@ -646,7 +646,7 @@ class DiffusionTraining(LightningModule):
         """Refuse a checkpoint that this model can't load.
 
         Raises:
-            ValueError: If it is of another model, or of a version of this one that had another structure.
+            ValueError: If it is of another model, or of an incompatible version of this one.
         """
         name, own = checkpoint.get(MODEL_KEY), cls.__name__
         if name is None:
@@ -660,13 +660,13 @@ class DiffusionTraining(LightningModule):
             raise ValueError(msg)
         if checkpoint.get(_STRUCTURE_KEY, 1) != cls.structure:
             msg = (
-                f"ckpt_path holds an {own} of an earlier version of anomalib-osdirf, whose structure was another; "
-                "train it anew, or use the version that wrote it."
+                f"ckpt_path holds an {own} of an incompatible earlier version of anomalib-osdirf; train it "
+                "again, or use the version that wrote it."
             )
             raise ValueError(msg)
 
     def can_score(self, checkpoint: dict[str, Any]) -> bool:
-        """Tell whether a checkpoint was saved at the end of a training, or at a validation during it."""
+        """Return whether a checkpoint was saved at the end of a training, or at a validation during it."""
         return bool(checkpoint.get("osdirf_fitted", False))
 
     def _adopt_arguments(self, saved: dict[str, Any]) -> None:
@@ -680,8 +680,8 @@ class DiffusionTraining(LightningModule):
                 adopted[name] = value
             elif name not in self.training_arguments:
                 msg = (
-                    f"{name}={own!r} disagrees with the checkpoint, which has {name}={value!r}; leave {name} out to "
-                    f"use the checkpoint's, or train anew with {name}={own!r}."
+                    f"{name}={own!r} disagrees with the checkpoint, which has {name}={value!r}; drop {name} to "
+                    f"use the checkpoint's, or train again with {name}={own!r}."
                 )
                 raise ValueError(msg)
         if adopted:
@@ -693,5 +693,5 @@ class DiffusionTraining(LightningModule):
 
 
 def _plain(value: object) -> object:
-    """Return a tuple as the list that a configuration file has in its place."""
+    """Return a tuple as a list, as a configuration file has it."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What anomalib does once in each of several processes, put right, and what several processes can't do."""
+"""Corrections of what anomalib does once per process, and checks of what several processes don't support."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +12,9 @@ _SUBSETS = ("train_data", "val_data", "test_data")
 
 
 def share_results_folder(trainer: Any) -> None:  # noqa: ANN401
-    """Have all processes write into the first one's results folder.
+    """Make all processes write into the first one's results folder.
 
-    anomalib makes a new one in each process and lets ``latest`` point to the last.
+    anomalib creates one per process, and ``latest`` points to the last.
     """
     own = Path(trainer.default_root_dir)
     first = Path(trainer.strategy.broadcast(str(own)))
@@ -30,13 +30,13 @@ def share_results_folder(trainer: Any) -> None:  # noqa: ANN401
 
 
 def images_of_splits(datamodule: Any) -> dict[str, list[str]]:  # noqa: ANN401
-    """Return the image paths of a datamodule's training, validation and test images, as far as it has such."""
+    """Return the paths of a datamodule's training, validation and test images, as far as it has any."""
     samples = {name: getattr(getattr(datamodule, name, None), "samples", None) for name in _SUBSETS}
     return {name: list(map(str, table.image_path)) for name, table in samples.items() if table is not None}
 
 
 def check_predicted_images(trainer: Any) -> None:  # noqa: ANN401
-    """Refuse more processes than images to predict, for which Lightning has no words.
+    """Refuse more processes than images to predict, on which Lightning fails without a clear error.
 
     Raises:
         ValueError: If so.
@@ -50,7 +50,7 @@ def check_predicted_images(trainer: Any) -> None:  # noqa: ANN401
 
 
 def refuse_sharding(trainer: Any) -> None:  # noqa: ANN401
-    """Refuse strategies that share out weights among processes.
+    """Refuse strategies that shard weights over processes.
 
     Raises:
         ValueError: If the trainer has one.

@@ -31,7 +31,7 @@ _DETERMINISTIC_TRANSFORMS = (
 
 @dataclass
 class FeatureBatch:
-    """A training batch of cached features, in the place of an ``ImageBatch``.
+    """A training batch of cached features, instead of an ``ImageBatch``.
 
     Attributes:
         features: Backbone features, shape ``(B, C, h, w)``.
@@ -71,7 +71,7 @@ class FeatureCache:
             self.features = torch.empty(num_images, *shape)
 
     def _reserve(self, file: int) -> None:
-        """Claim the whole file: a page that can't be written later would kill the process without a word."""
+        """Allocate the whole file: a page that can't be written later would kill the process without a message."""
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file, 0, self.num_bytes)
@@ -89,15 +89,15 @@ class FeatureCache:
         return len(self.features)
 
     def describe(self) -> str:
-        """Say where the cache lies and how big it is."""
+        """Describe where the cache is and its size."""
         place = f"a memory-mapped temporary file in {tempfile.gettempdir()}" if self.on_disk else "memory"
         return f"{self.num_bytes / 2**20:.1f} MiB in {place}"
 
 
 class CachedFeatureLoader(ResumableLoader):
-    """Shuffled batches of cached features, as a dataloader; the cache itself may be filled later.
+    """Dataloader of shuffled batches of cached features; the cache may be filled later.
 
-    Of several processes each caches its own images, and they send each other what a batch needs.
+    Each process caches its own images, and processes exchange the features that a batch needs.
     """
 
     cache: FeatureCache | None = None
@@ -108,7 +108,7 @@ class CachedFeatureLoader(ResumableLoader):
         return len(self.processes.numbers(self.num_images))
 
     def __iter__(self) -> Iterator[FeatureBatch]:
-        """Yield what is left of the current epoch."""
+        """Yield the rest of the current epoch."""
         for indices in self.remaining():
             yield FeatureBatch(self._features(indices))
 
@@ -138,7 +138,7 @@ class CachedFeatureLoader(ResumableLoader):
 
 
 def reason_not_to_cache(dataloader: object) -> str | None:
-    """Tell why the features of a dataloader's images can't be computed once and for all.
+    """Return why the features of a dataloader's images can't be cached.
 
     Args:
         dataloader: The training dataloader of the user's datamodule.

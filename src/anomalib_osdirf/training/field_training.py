@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a denoiser on frozen features, and the fit of what scores its field."""
+"""Training of a denoiser on frozen features, and the fit of the scorer."""
 
 import copy
 import logging
@@ -58,11 +58,11 @@ class PaintedFeatures(NamedTuple):
 class FieldTraining(DiffusionTraining):
     """Feature pass, training on cached features, and the fit of the scorer.
 
-    A fifth of the images takes no part in the training of the denoiser: by them it is judged, and the average of the
-    step at which it explains most of their noise gives the field.
+    The denoiser is not trained on a held-out fifth of the images. The averaged weights that explain most of the noise
+    on these images give the field.
     """
 
-    structure = 3
+    structure = 4
     network_parts = (FieldNetwork,)
     needs_denoiser = False  # whether an untrained denoiser gives no field worth scoring
 
@@ -96,7 +96,7 @@ class FieldTraining(DiffusionTraining):
     _image_size: tuple[int, int] = (1, 1)
     _judged_step = -1
     _last_share: float | None = None
-    _pieces_per_image = 1  # tiles, or 1
+    _tiles_per_image = 1  # 1 where images are not cut
 
     # ------------------------------------------------------------------ pre-processing
 
@@ -120,7 +120,7 @@ class FieldTraining(DiffusionTraining):
     # ------------------------------------------------------------------ data
 
     def setup(self, stage: str) -> None:
-        """Put the feature cache in the place of the training dataloader, where the data allow it."""
+        """Replace the training dataloader by the feature cache, if the data allow it."""
         super().setup(stage)
         if stage != "fit":
             return
@@ -133,12 +133,12 @@ class FieldTraining(DiffusionTraining):
             raise ValueError(msg)
         dataloader = self.orderable_dataloader()
         if dataloader is None:
-            self._tiles_per_image("their order can't be changed")
+            self._count_tiles("their order can't be changed")
             logger.info("Features are not cached but computed anew in every epoch.")
             return
         self._image_loader = self._in_order(dataloader)
         reason = reason_not_to_cache(dataloader) if self.hparams["feature_cache"] else "feature_cache=false"
-        self._pieces_per_image = self._tiles_per_image(reason)
+        self._tiles_per_image = self._count_tiles(reason)
         if reason:
             logger.info("Features are not cached but computed anew in every epoch: %s.", reason)
             self.replace_dataloader(
@@ -146,28 +146,28 @@ class FieldTraining(DiffusionTraining):
             )
             return
         self._cached_loader = CachedFeatureLoader(
-            self._pieces_per_image * len(dataloader.dataset),
+            self._tiles_per_image * len(dataloader.dataset),
             dataloader.batch_size,
             self._seed,
             self.trained_batches,
             self.processes,
-            self._pieces_per_image,
+            self._tiles_per_image,
             hold_out=True,
         )
         self.replace_dataloader(self._cached_loader)
 
     def _in_order(self, dataloader: Any) -> DataLoader:  # noqa: ANN401
-        """Return a dataloader of this process's images in their order, large ones one by one."""
+        """Return a dataloader of this process's images in order; images that are cut into tiles come one by one."""
         return ordered(dataloader, self.processes, None if self.model.tiler is None else 1)
 
-    def _tiles_per_image(self, not_cached: str | None) -> int:
+    def _count_tiles(self, not_cached: str | None) -> int:
         """Count the tiles of a training image, 1 where it is not cut.
 
         Args:
-            not_cached: Why features can't be computed once and for all, if they can't.
+            not_cached: Why features can't be cached, or ``None`` if they can.
 
         Raises:
-            ValueError: If there can be no training on tiles.
+            ValueError: If the model can't train on tiles.
         """
         if self.model.tiler is None:
             return 1
@@ -195,7 +195,7 @@ class FieldTraining(DiffusionTraining):
     def _batches(self, name: str, cached: bool = True) -> Iterator[Any]:
         """Yield this process's training images once: cached features, or pre-processed images under a progress bar."""
         if cached and self._cached_loader is not None and self._cached_loader.cache is not None:
-            size = self._pieces_per_image * ceil(_SCORING_BATCH / self._pieces_per_image)
+            size = self._tiles_per_image * ceil(_SCORING_BATCH / self._tiles_per_image)
             for features in self._cached_loader.in_order(size):
                 self.stop_if_told()
                 yield self.trainer.strategy.batch_to_device(features)
@@ -208,7 +208,7 @@ class FieldTraining(DiffusionTraining):
             yield batch
 
     def _features(self, batch: Any) -> Tensor:  # noqa: ANN401
-        """Fine features of the backbone, shape ``(B, C, 2 h, 2 w)``, of a batch of either kind."""
+        """Fine features of the backbone, shape ``(B, C, 2 h, 2 w)``, of a batch of images or cached features."""
         if isinstance(batch, FeatureBatch):
             return batch.features
         network = self.model.network
@@ -218,10 +218,7 @@ class FieldTraining(DiffusionTraining):
         """Yield :meth:`_batches` with the number of each image or tile, the same at every call."""
         seen = 0
         for batch in self._batches(name, cached):
-            if isinstance(batch, FeatureBatch):
-                count = len(batch.features)
-            else:
-                count = len(batch.image) * self._pieces_per_image
+            count = len(batch.features) if isinstance(batch, FeatureBatch) else len(batch.image) * self._tiles_per_image
             if self._image_loader is None and getattr(batch, "image_path", None):  # a dataloader that may shuffle
                 numbers = torch.tensor([crc32(str(path).encode()) for path in batch.image_path])
             else:
@@ -250,10 +247,10 @@ class FieldTraining(DiffusionTraining):
 
     @torch.no_grad()
     def _feature_pass(self) -> None:
-        """Fit standardisation and PCA on all images; cache features of this process's images, and paint on some."""
+        """Fit standardisation and PCA on all images, cache this process's features, and paint some anomalies."""
         network = self.model.network
         moments = StreamingMoments()
-        loader, expected = self._cached_loader, self._expected_pieces()
+        loader, expected = self._cached_loader, self._expected_count()
         spacing = ceil(expected / _MOST_PAINTED)
         judged_every = ceil(expected / SHARE / _MOST_JUDGED)
         cache: FeatureCache | None = None
@@ -274,12 +271,12 @@ class FieldTraining(DiffusionTraining):
                 done += len(features)
                 means = coarse(features)
                 moments.update(means.permute(0, 2, 3, 1).flatten(0, 2))
-                pictures = numbers // self._pieces_per_image
+                pictures = numbers // self._tiles_per_image
                 own = pictures % spacing == 0
                 if own.any() and sum(len(one.numbers) for one in painted) < _MOST_PAINTED:
                     painted.append(self._paint(images[own], numbers[own]))
                 if self._loader is not None:
-                    own = held_out(pictures, expected // self._pieces_per_image)
+                    own = held_out(pictures, expected // self._tiles_per_image)
                     own &= pictures // SHARE % judged_every == 0
                     judges.append(means[own])
                 self._image_size = (int(images.shape[-2]), int(images.shape[-1]))
@@ -298,13 +295,13 @@ class FieldTraining(DiffusionTraining):
         where = f"cached, {cache.describe()}" if cache is not None else "not cached"
         if loader is not None:
             loader.cache = cache
-        logger.info("Features of %d %s: %s.", count, self._pieces, where)
+        logger.info("Features of %d %s: %s.", count, self._unit, where)
 
-    def _expected_pieces(self) -> int:
-        """Return the number of images or tiles of all processes as far as it is known, 1 if it is not."""
+    def _expected_count(self) -> int:
+        """Return the number of images or tiles of all processes, 1 if it is unknown."""
         if self._image_loader is None:
             return 1
-        return len(self._image_loader.dataset) * self._pieces_per_image  # type: ignore[arg-type]
+        return len(self._image_loader.dataset) * self._tiles_per_image  # type: ignore[arg-type]
 
     def _paint(self, images: Tensor, numbers: Tensor) -> PaintedFeatures:
         """Paint an anomaly on each image, and take features."""
@@ -314,8 +311,8 @@ class FieldTraining(DiffusionTraining):
         return PaintedFeatures(features, covered_positions(masks, network.backbone.grid_size), numbers)
 
     @property
-    def _pieces(self) -> str:
-        """What features and densities are those of."""
+    def _unit(self) -> str:
+        """What a density scores at a time, for log lines."""
         return "images" if self.model.tiler is None else "tiles"
 
     @property
@@ -358,7 +355,7 @@ class FieldTraining(DiffusionTraining):
             batch_idx: Unused.
 
         Returns:
-            ``loss`` of this process's part of the batch and, for whoever keeps it, ``train_loss`` of the whole batch.
+            ``loss`` of this process's part of the batch, and ``train_loss`` of the whole batch for callbacks.
 
         Raises:
             RuntimeError: If the loss is not finite.
@@ -375,7 +372,7 @@ class FieldTraining(DiffusionTraining):
         return {"loss": loss, "train_loss": mean}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Step, move the averaged denoiser and judge it from time to time, before any callback saves a checkpoint."""
+        """Step, update the averaged denoiser and evaluate it every 50 steps, before any callback saves a checkpoint."""
         super().optimizer_step(*args, **kwargs)
         self.model.network.ema.update_parameters(self.model.network.denoiser)
         step = self.trainer.global_step + 1  # which Lightning has yet to count
@@ -383,14 +380,14 @@ class FieldTraining(DiffusionTraining):
             self._judge(step)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Log the latest judgement."""
+        """Log the latest evaluation."""
         super().on_train_batch_end(*args, **kwargs)
         if self.trainer.global_step == self._judged_step and self._last_share is not None:
             self.log("explained_share", self._last_share, rank_zero_only=True, batch_size=1)
 
     @torch.no_grad()
     def _judge(self, step: int) -> None:
-        """Keep the averaged denoiser if it explains more on held-out images than any before, the untrained included."""
+        """Keep the averaged denoiser if it explains more of the held-out noise than any before, even the untrained."""
         network = self.model.network
         if step == self._judged_step or not self._has_denoiser:
             return
@@ -423,7 +420,7 @@ class FieldTraining(DiffusionTraining):
             self._judge(self.trainer.global_step)
             self._describe_denoiser()
         network, scorer = self.model.network, self.model.scorer
-        pieces = self._pieces_per_image  # tiles of one picture are held out together
+        tiles_per_image = self._tiles_per_image  # which are held out together
         fields: list[Tensor] = []
         images = partial(self._training_fields, fields)
 
@@ -432,7 +429,7 @@ class FieldTraining(DiffusionTraining):
                 return
             for features, covered, numbers in zip(*(part.split(_SCORING_BATCH) for part in self._painted), strict=True):
                 field, fine = network.fields_of(features)
-                yield Painted(field, fine, covered, numbers // pieces)
+                yield Painted(field, fine, covered, numbers // tiles_per_image)
 
         fitted = scorer.fit(images, painted, self.processes, self._image_size)
         ended = self.trainer.global_step >= self.trainer.estimated_stepping_batches
@@ -440,14 +437,14 @@ class FieldTraining(DiffusionTraining):
             fields.clear()
             again = partial(scorer.fit, images, painted, self.processes, self._image_size, fitted.fine)
             fitted = self._compare_with_none(fitted, again)
-        logger.info("Scorer: fitted on %d %s.", scorer.num_images, self._pieces)
+        logger.info("Scorer: fitted on %d %s.", scorer.num_images, self._unit)
         own = self.post_processor
         if isinstance(own, FalseAlarmPostProcessor) and self.reason_no_held_out_scores is None:
-            of_tiles = fitted.held_out.unflatten(0, (-1, pieces))
+            of_tiles = fitted.held_out.unflatten(0, (-1, tiles_per_image))
             own.note_training(torch.cat([of_tiles[..., :2].amax(dim=1), of_tiles[..., 2:].amin(dim=1)], dim=1))
 
     def _training_fields(self, fields: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield fields, fine features and numbers of images; the first pass fills the list, others take from it."""
+        """Yield fields, fine features and image numbers; the first pass fills ``fields``, later ones read it."""
         network = self.model.network
         for index, (batch, numbers) in enumerate(self._numbered("Scorer fit")):
             features = self._features(batch)
@@ -457,31 +454,31 @@ class FieldTraining(DiffusionTraining):
                 field, fine = network.fields_of(features)
                 if self._cached_loader is not None and index * field.nbytes < _FIELDS_IN_MEMORY:
                     fields.append(field)
-            yield field, fine, numbers // self._pieces_per_image
+            yield field, fine, numbers // self._tiles_per_image
 
     def _compare_with_none(self, fitted: Fit, fit: Callable[[], Fit]) -> Fit:
-        """Leave the denoiser out where the densities alone find clearly more of the painted anomalies.
+        """Remove the denoiser where the densities alone find clearly more of the painted anomalies.
 
         Args:
             fitted: The scorer's fit with the denoiser.
             fit: Fits the scorer to the fields of the present network.
 
         Returns:
-            The fit that the model is left with.
+            The fit of the model that is kept.
         """
         kept = copy.deepcopy(self.model.state_dict())
-        self.model.network.leave_out_denoiser()
+        self.model.network.remove_denoiser()
         alone = fit()
-        left_out = significant_gain(alone.found, fitted.found) > 0
-        if not left_out:
+        removed = significant_gain(alone.found, fitted.found) > 0
+        if not removed:
             self.model.load_state_dict(kept)
         logger.info(
             "Denoiser: %s, as %.1f %% of the painted anomalies are found with it and %.1f %% by the densities alone.",
-            "left out" if left_out else "kept",
+            "removed" if removed else "kept",
             100 * float(fitted.found.mean()),
             100 * float(alone.found.mean()),
         )
-        return alone if left_out else fitted
+        return alone if removed else fitted
 
     def _describe_denoiser(self) -> None:
         network = self.model.network
@@ -502,7 +499,7 @@ class FieldTraining(DiffusionTraining):
 
     @property
     def reason_no_held_out_scores(self) -> str | None:
-        """Why there are no held-out scores of training images, if there are none."""
+        """Why there are no held-out scores of training images, ``None`` if there are."""
         datamodule: Any = self.trainer.datamodule
         if datamodule is None:
             return "they came as a dataloader, not as a datamodule"
@@ -511,37 +508,37 @@ class FieldTraining(DiffusionTraining):
         return reason_not_to_cache(datamodule.train_dataloader())
 
     def can_score(self, checkpoint: dict[str, Any]) -> bool:
-        """Tell whether a checkpoint has a fitted scorer."""
+        """Return whether a checkpoint has a fitted scorer."""
         state = checkpoint.get("state_dict", {}).get("model.scorer._extra_state", {})
         return bool(state.get("num_images", 0))
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the scorer is left to fit: without a denoiser there is no training."""
+        """Whether the scorer is still to be fitted; a model without a denoiser has no training."""
         return super().is_unfinished or not self._has_denoiser
 
     def on_predict_start(self) -> None:
-        """Refuse to predict what there is no scorer for."""
+        """Refuse to predict without a fitted scorer."""
         super().on_predict_start()
         self.check_fitted()
 
     def teardown(self, stage: str) -> None:
-        """Let go of the cache."""
+        """Release the cache."""
         super().teardown(stage)
         self._cached_loader = self._image_loader = self._judges = self._painted = None
 
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep how images are cut into tiles."""
+        """Save how images are cut into tiles."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[_TILER_KEY] = tiles.as_plain(self.model.tiler)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Cut images as in the training, where no callback says how.
+        """Cut images as in the training, unless a callback says otherwise.
 
         Raises:
-            ValueError: If a training would go on with other tiles.
+            ValueError: If a training would continue with other tiles.
         """
         own, saved = self.model.tiler, checkpoint.get(_TILER_KEY)
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which training images the denoiser is judged by and not trained on."""
+"""The training images held out from the denoiser's training, which select the checkpoint."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ SHARE = 5  # one in so many
 
 
 def held_out(numbers: Tensor, total: int) -> Tensor:
-    """Tell which images are held out: every fifth, or one of fewer than five, unless it is the only one.
+    """Return which images are held out: every fifth, or one of fewer than five, unless it is the only one.
 
     Args:
         numbers: Numbers of images, any shape.

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dataloaders in an order that an interrupted training picks up where it left off, shared out among processes."""
+"""Dataloaders whose order survives an interruption, sharded over processes."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -22,19 +22,19 @@ Item = TypeVar("Item")
 
 
 class ResumableLoader(ABC):
-    """Shuffled batches in an order that depends on the seed and the position in the training alone.
+    """Shuffled batches in an order that depends only on the seed and the position in the training.
 
-    Several processes train on one order together: batches are those of one process with as many images as all
-    processes' batches have, and each process has its part of them.
+    All processes follow the same order: a global batch has as many images as the batches of all processes together,
+    and each process takes its part of it.
 
     Args:
         num_images: Number of images.
-        batch_size: A process's images in a batch; the last one of an epoch may be smaller.
+        batch_size: Images per process in a batch; the last batch of an epoch may be smaller.
         seed: Seed of the order.
-        position: Returns the number of batches that were trained on so far.
-        processes: Who has the other parts.
-        pieces: Consecutive numbers that belong to one picture, such as its tiles.
-        hold_out: Leave out the pictures of :func:`~anomalib_osdirf.training.held_out.held_out`.
+        position: Returns the number of batches seen so far.
+        processes: Distributed context.
+        tiles_per_image: Consecutive numbers that belong to one image.
+        hold_out: Exclude the images of :func:`~anomalib_osdirf.training.held_out.held_out`.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class ResumableLoader(ABC):
         seed: int,
         position: Callable[[], int],
         processes: Processes = ALONE,
-        pieces: int = 1,
+        tiles_per_image: int = 1,
         hold_out: bool = False,
     ) -> None:
         every = torch.arange(num_images)
-        self.numbers = every[~held_out(every // pieces, num_images // pieces)] if hold_out else every
+        self.numbers = every[~held_out(every // tiles_per_image, num_images // tiles_per_image)] if hold_out else every
         self.num_images = num_images
         self.whole_batch = batch_size * processes.count
         self.seed = seed
@@ -60,21 +60,21 @@ class ResumableLoader(ABC):
         return ceil(len(self.numbers) / self.whole_batch)
 
     def images_at(self, position: int) -> int:
-        """Return the number of images, of all processes, in the batch after ``position`` others."""
+        """Return the number of images in the global batch at ``position``."""
         return min(self.whole_batch, len(self.numbers) - position % len(self) * self.whole_batch)
 
     @abstractmethod
     def __iter__(self) -> Iterator[Any]:
-        """Yield what is left of the current epoch."""
+        """Yield the rest of the current epoch."""
 
     def remaining(self) -> tuple[Tensor, ...]:
-        """Return the image indices, of all processes, of each batch that is left of the current epoch."""
+        """Return the image indices of each remaining global batch of the current epoch."""
         epoch, first = divmod(self.position(), len(self))
         order = torch.randperm(len(self.numbers), generator=torch.Generator().manual_seed(self.seed + epoch))
         return self.numbers[order].split(self.whole_batch)[first:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the position is the trainer's. Its presence tells Lightning that the loader can resume."""
+        """Return an empty state, which tells Lightning that the loader can resume; the trainer holds the position."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to do for any loader
@@ -82,13 +82,13 @@ class ResumableLoader(ABC):
 
 
 class ResumableImageLoader(ResumableLoader):
-    """The batches of a dataloader in resumable order.
+    """A dataloader's batches in resumable order.
 
     Args:
         dataloader: The user's dataloader.
         seed: Seed of the order.
-        position: Returns the number of batches that were trained on so far.
-        processes: Who has the other parts of the batches.
+        position: Returns the number of batches seen so far.
+        processes: Distributed context.
         hold_out: See :class:`ResumableLoader`.
     """
 
@@ -105,18 +105,18 @@ class ResumableImageLoader(ResumableLoader):
         self.dataloader = dataloader
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield what is left of the current epoch."""
+        """Yield the rest of the current epoch."""
         yield from _with_batches(self.dataloader, [self.processes.part(batch).tolist() for batch in self.remaining()])
 
 
 class SharedLoader(DataLoader):
-    """A process's share of the images of a dataloader, each image in one process only.
+    """One process's shard of a dataloader's images, without repeats.
 
-    Lightning's own sampler repeats images, so that processes have equally many, and would count them twice.
+    Lightning's own sampler repeats images to make shards equally long, and metrics would count them twice.
 
     Args:
         dataloader: The user's dataloader, which goes through its data set in order.
-        processes: Who has the other shares.
+        processes: Distributed context.
     """
 
     def __init__(self, dataloader: DataLoader, processes: Processes) -> None:
@@ -130,11 +130,11 @@ class SharedLoader(DataLoader):
 
 
 def share_out(dataloader: Any, processes: Processes) -> Any:  # noqa: ANN401
-    """Return a process's share of validation or test images.
+    """Return one process's shard of the validation or test images.
 
     Args:
         dataloader: The user's dataloader.
-        processes: Who has the other shares.
+        processes: Distributed context.
 
     Returns:
         The share, or the dataloader as it is, which Lightning shares out itself, if there is no sharing it so.
@@ -146,14 +146,14 @@ def share_out(dataloader: Any, processes: Processes) -> Any:  # noqa: ANN401
 
 
 class SharedDataModule:
-    """The user's datamodule, shared out among processes, and with another training dataloader if there is one.
+    """The user's datamodule, sharded over processes, with an optional replacement of the training dataloader.
 
     The datamodule itself stays untouched.
 
     Args:
         datamodule: The user's datamodule.
-        processes: Who shares it.
-        loader: Takes the place of its training dataloader.
+        processes: Distributed context.
+        loader: Replaces its training dataloader.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class SharedDataModule:
         self.loader = loader
 
     def train_dataloader(self) -> Any:  # noqa: ANN401
-        """Return the other dataloader, or the datamodule's."""
+        """Return the replacement, or the datamodule's own dataloader."""
         return self.loader or self.datamodule.train_dataloader()
 
     def val_dataloader(self) -> Any:  # noqa: ANN401
@@ -181,7 +181,7 @@ class SharedDataModule:
 
 
 def reason_not_to_reorder(dataloader: object) -> str | None:
-    """Tell why the batches of a dataloader can't be put in an order of our own.
+    """Return why a dataloader's batches can't be reordered.
 
     Args:
         dataloader: The training dataloader of the user's datamodule.
@@ -197,11 +197,11 @@ def reason_not_to_reorder(dataloader: object) -> str | None:
 
 
 def ordered(dataloader: DataLoader, processes: Processes = ALONE, batch_size: int | None = None) -> DataLoader:
-    """Return a dataloader over a process's share of the same data in its own order, each image once.
+    """Return a dataloader over one process's shard of the same data, in order, each image once.
 
     Args:
         dataloader: The user's dataloader.
-        processes: Who has the other images.
+        processes: Distributed context.
         batch_size: Images in a batch; as many as in the user's where it is ``None``.
     """
     batch_size = batch_size or dataloader.batch_size
@@ -211,7 +211,7 @@ def ordered(dataloader: DataLoader, processes: Processes = ALONE, batch_size: in
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield items, each of which is made while the one before it is in use.
+    """Yield items, and prepare the next one while the current one is in use.
 
     A dataloader without worker processes reads and decodes images in a thread then.
     """
@@ -228,11 +228,11 @@ def _length(dataloader: DataLoader) -> int:
 
 
 def _with_batches(dataloader: DataLoader, batches: Iterable[list[int]]) -> DataLoader:
-    """Return a dataloader over the same data with batches of other indices."""
+    """Return a dataloader over the same data with other batches of indices."""
     return DataLoader(dataloader.dataset, batch_sampler=batches, **_options(dataloader))
 
 
 def _options(dataloader: DataLoader) -> dict[str, Any]:
-    """Return how a dataloader reads."""
+    """Return a dataloader's reading options."""
     names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "multiprocessing_context")
     return {name: getattr(dataloader, name) for name in names}

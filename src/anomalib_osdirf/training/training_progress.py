@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What Lightning's progress bar does not tell: images per second, and the time left of a training of many epochs."""
+"""Throughput and remaining time of a whole training, which Lightning's progress bar lacks."""
 
 import math
 import time
@@ -20,7 +20,7 @@ class TrainingProgress(Callback):
     """Adds images per second and seconds left to the bar of a training, and replaces bars by lines in a log file."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Switch Lightning's bar off where it can't be drawn: it would fill a log file with pieces of itself."""
+        """Switch Lightning's bar off where it can't be drawn: it would fill a log file."""
         bar = trainer.progress_bar_callback
         self.visible = bar is not None and trainer.is_global_zero
         self.plain = not has_bars(Console())
@@ -48,7 +48,7 @@ class TrainingProgress(Callback):
             say(f"{self.name}: {self._steps_left(trainer)} steps.")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Tell speed and time left."""
+        """Show throughput and remaining time."""
         outputs, batch = args[:2]
         del outputs, kwargs
         self.images += images_in(batch)
@@ -74,7 +74,7 @@ class TrainingProgress(Callback):
         return self.steps - trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took."""
+        """Report the duration."""
         self._end()
 
     # ------------------------------------------------------------------ test, prediction
@@ -89,7 +89,7 @@ class TrainingProgress(Callback):
         self.images += images_in(args[1])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took."""
+        """Report the duration."""
         self._end()
 
     on_predict_start = on_test_start

@@ -13,7 +13,7 @@ import torch
 from anomalib.engine import Engine
 from anomalib.models import Padim, get_model
 
-from anomalib_osdirf.benchmark.contestant import Entry, build_model, contestant, local_weights
+from anomalib_osdirf.benchmark.entry import Entry, build_entry, build_model, local_weights
 from small_data import small_folder
 
 BACKBONE = "test_efficientnet"
@@ -34,8 +34,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_peers_get_backbone_weights_from_the_file_that_ours_get(weights: Path) -> None:
     files = {BACKBONE: str(weights)}
-    ours = contestant({"class_path": "OSDIRF", "init_args": {"backbone": BACKBONE, "grid_size": 4}}, files)
-    peer = contestant(PADIM, files)
+    ours = build_entry({"class_path": "OSDIRF", "init_args": {"backbone": BACKBONE, "grid_size": 4}}, files)
+    peer = build_entry(PADIM, files)
     stem = torch.load(weights, weights_only=True)["conv_stem.weight"]
     assert ours.hparams["backbone_weights"] == str(weights)
     assert torch.equal(peer.state_dict()["model.feature_extractor.feature_extractor.conv_stem.weight"], stem)
@@ -53,8 +53,8 @@ def test_timm_is_itself_again_afterwards(weights: Path) -> None:
 def test_metrics_image_size_and_pictures_are_the_same_for_all() -> None:
     init_args = {**PADIM["init_args"], "pre_trained": False}
     models = [
-        contestant({**PADIM, "init_args": init_args}, image_size=96),
-        contestant(
+        build_entry({**PADIM, "init_args": init_args}, image_size=96),
+        build_entry(
             {"class_path": "OSDIRF", "init_args": {"backbone": BACKBONE, "pre_trained": False, "grid_size": 4}},
             image_size=96,
         ),
@@ -94,24 +94,24 @@ def test_a_training_without_an_end_is_refused_and_a_limit_holds(
         "init_args": {"backbone": BACKBONE, "layers": ["blocks.1"]},
     }
     with pytest.raises(ValueError, match=r"'student' trains by gradient.*max_epochs"):
-        contestant(entry, files)
-    model = contestant({**entry, "max_epochs": 2}, files, image_size=64)
+        build_entry(entry, files)
+    model = build_entry({**entry, "max_epochs": 2}, files, image_size=64)
     runner = engine(limit_train_batches=1, limit_val_batches=0)
     runner.fit(model, datamodule=small_folder(parts))
     assert runner.trainer.current_epoch == 2
     assert runner.trainer.global_step == 2
-    assert contestant({**entry, "max_epochs": 3}, files).name == model.name == "Stfpm"
-    memory_bank = contestant({**PADIM, "init_args": {**PADIM["init_args"], "pre_trained": False}})
+    assert build_entry({**entry, "max_epochs": 3}, files).name == model.name == "Stfpm"
+    memory_bank = build_entry({**PADIM, "init_args": {**PADIM["init_args"], "pre_trained": False}})
     assert memory_bank.trainer_arguments["max_epochs"] == 1
 
 
 def test_anomalibs_benchmark_builds_it_by_its_path() -> None:
     entry = [{**PADIM, "init_args": {**PADIM["init_args"], "pre_trained": False}}]
-    model = get_model({"class_path": "anomalib_osdirf.benchmark.contestant", "init_args": {"entry": entry}})
+    model = get_model({"class_path": "anomalib_osdirf.benchmark.build_entry", "init_args": {"entry": entry}})
     assert isinstance(model, Padim)
     assert [metric.name for metric in model.evaluator.test_metrics][1] == "image_AP"  # type: ignore[union-attr]
 
 
 def test_a_missing_weights_file_is_refused() -> None:
     with pytest.raises(ValueError, match=f"backbone_weights has 'nowhere' for {BACKBONE}, which does not exist"):
-        contestant(PADIM, {BACKBONE: "nowhere"})
+        build_entry(PADIM, {BACKBONE: "nowhere"})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from anomalib_osdirf.benchmark.plan import CONTESTANT, Plan, read_plan
+from anomalib_osdirf.benchmark.plan import BUILD_ENTRY, Plan, read_plan
 from anomalib_osdirf.benchmark.run import by_category
 
 CONFIG = Path(__file__).parents[3] / "configs" / "benchmark.yaml"
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     "benchmark": {
         "seed": {"grid": [0, 1]},
         "model": {
-            "class_path": CONTESTANT,
+            "class_path": BUILD_ENTRY,
             "init_args": {
                 "image_size": 64,
                 "entry": {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from anomalib_osdirf.benchmark import report
-from anomalib_osdirf.benchmark.contestant import Entry
+from anomalib_osdirf.benchmark.entry import Entry
 from anomalib_osdirf.benchmark.plan import Plan, Run
 
 ALL = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")

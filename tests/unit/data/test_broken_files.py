@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from anomalib_osdirf.data import broken_files
-from anomalib_osdirf.data.broken_files import datasets_in, leave_out_broken, report
+from anomalib_osdirf.data.broken_files import datasets_in, report, skip_broken
 from small_data import small_folder
 
 
@@ -28,9 +28,9 @@ def images(tmp_path: Path) -> Path:
 
 def test_prediction_images(images: Path) -> None:
     dataset = PredictDataset(images)
-    assert list(leave_out_broken([dataset, None, object()], visible=False)) == [str(images / "c.png")]
+    assert list(skip_broken([dataset, None, object()], visible=False)) == [str(images / "c.png")]
     assert [path.name for path in dataset.image_filenames] == ["a.png", "b.png"]
-    assert leave_out_broken([dataset], visible=False) == {}
+    assert skip_broken([dataset], visible=False) == {}
 
 
 def test_samples_with_a_broken_mask(parts: Path, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_samples_with_a_broken_mask(parts: Path, tmp_path: Path) -> None:
     (masks / "02.png").write_bytes(b"nothing")
     datamodule = small_folder(parts, mask_dir=masks)
     datamodule.setup()
-    ((image, error),) = leave_out_broken([datamodule.test_data], visible=False).items()
+    ((image, error),) = skip_broken([datamodule.test_data], visible=False).items()
     assert image.endswith("test/dent/02.png")
     assert error == f"'{masks / '02.png'}' can't be read as an image, as it is of no image format that Pillow knows"
     assert len(datamodule.test_data) == 7
@@ -58,10 +58,10 @@ def test_each_file_is_looked_at_once_until_it_changes(images: Path, monkeypatch:
 
     monkeypatch.setattr(broken_files, "trouble_with", counted)
     for _ in range(2):
-        leave_out_broken([PredictDataset(images)], visible=False)
+        skip_broken([PredictDataset(images)], visible=False)
     assert sorted(seen) == ["a.png", "b.png", "c.png"]
     (images / "c.png").write_bytes((images / "a.png").read_bytes())
-    assert leave_out_broken([PredictDataset(images)], visible=False) == {}
+    assert skip_broken([PredictDataset(images)], visible=False) == {}
 
 
 def test_data_sets_of_dataloaders_alone_and_in_lists(images: Path) -> None:
@@ -74,7 +74,7 @@ def test_data_sets_of_dataloaders_alone_and_in_lists(images: Path) -> None:
 def test_report_names_three_lists_all_and_forgets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "new" / "list.csv"
     report({f"{name}.png": f"{name} is broken" for name in "abcde"}, file)
-    assert f"5 images are left out and listed in {file}: a is broken; b is broken; c is broken; and 2 more." in (
+    assert f"5 images are skipped and listed in {file}: a is broken; b is broken; c is broken; and 2 more." in (
         caplog.text
     )
     assert file.read_text("utf-8").splitlines()[:2] == ["image_path,error", "a.png,a is broken"]
@@ -87,5 +87,5 @@ def test_report_where_nothing_can_be_written(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         report({"a.png": "a is broken"}, tmp_path / "file" / "list.csv")
-    assert "1 image is left out and not listed, as" in caplog.text
+    assert "1 image is skipped and not listed, as" in caplog.text
     assert "a is broken." in caplog.text

@@ -193,7 +193,7 @@ def test_a_denoiser_that_is_left_out_gives_the_features_scaled() -> None:
     network = _network()
     network.keep(0.25, 70)
     trained = {name: value.clone() for name, value in network.denoiser.state_dict().items()}
-    network.leave_out_denoiser()
+    network.remove_denoiser()
     field, fine = network(_images())
     abar = network.schedule.abar(200)
     torch.testing.assert_close(field, (abar * (1 - abar)) ** 0.5 * coarse(fine), rtol=1e-4, atol=1e-5)

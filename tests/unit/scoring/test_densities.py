@@ -51,8 +51,8 @@ def _oas_intensity(covariance: np.ndarray, num_samples: int) -> float:
     """Return scikit-learn's intensity for as many samples with exactly this covariance."""
     samples = np.random.default_rng(0).normal(size=(num_samples, len(covariance)))
     samples -= samples.mean(axis=0)
-    whitener = np.linalg.inv(np.linalg.cholesky(np.cov(samples.T, bias=True)))
-    return float(OAS().fit(samples @ whitener.T @ np.linalg.cholesky(covariance).T).shrinkage_)
+    precision_factor = np.linalg.inv(np.linalg.cholesky(np.cov(samples.T, bias=True)))
+    return float(OAS().fit(samples @ precision_factor.T @ np.linalg.cholesky(covariance).T).shrinkage_)
 
 
 @settings(deadline=None, max_examples=20)

@@ -26,25 +26,32 @@ def test_the_shape_of_numbers_is_kept() -> None:
     assert held_out(torch.arange(20).view(4, 5), 20).tolist() == 4 * [[False, False, False, False, True]]
 
 
-def _trained(pictures: int, pieces: int, batch_size: int, epoch: int) -> list[int]:
+def _trained(images: int, tiles_per_image: int, batch_size: int, epoch: int) -> list[int]:
     """Return the numbers of the images or tiles that an epoch trains on."""
     loader = CachedFeatureLoader(
-        pictures * pieces, batch_size, 0, lambda: epoch * len(loader), pieces=pieces, hold_out=True
+        images * tiles_per_image,
+        batch_size,
+        0,
+        lambda: epoch * len(loader),
+        tiles_per_image=tiles_per_image,
+        hold_out=True,
     )
     loader.cache = FeatureCache(loader.num_cached, (1, 1, 1), 10**9)
-    loader.cache.features[:, 0, 0, 0] = torch.arange(pictures * pieces)
+    loader.cache.features[:, 0, 0, 0] = torch.arange(images * tiles_per_image)
     return [int(value) for batch in loader for value in batch.features.flatten()]
 
 
 @settings(deadline=None, max_examples=30)
-@given(pictures=st.integers(1, 25), pieces=st.integers(1, 6), batch_size=st.integers(1, 9), epoch=st.integers(0, 2))
-def test_held_out_pictures_are_left_out_with_all_their_tiles(
-    pictures: int, pieces: int, batch_size: int, epoch: int
+@given(
+    images=st.integers(1, 25), tiles_per_image=st.integers(1, 6), batch_size=st.integers(1, 9), epoch=st.integers(0, 2)
+)
+def test_held_out_images_are_left_out_with_all_their_tiles(
+    images: int, tiles_per_image: int, batch_size: int, epoch: int
 ) -> None:
     """Every other tile is trained on once in an epoch."""
-    left_out = held_out(torch.arange(pictures), pictures).tolist()
-    expected = [number for number in range(pictures * pieces) if not left_out[number // pieces]]
-    assert sorted(_trained(pictures, pieces, batch_size, epoch)) == expected
+    left_out = held_out(torch.arange(images), images).tolist()
+    expected = [number for number in range(images * tiles_per_image) if not left_out[number // tiles_per_image]]
+    assert sorted(_trained(images, tiles_per_image, batch_size, epoch)) == expected
 
 
 def test_all_features_are_cached_and_served_in_order() -> None:

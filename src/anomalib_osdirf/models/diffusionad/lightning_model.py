@@ -237,7 +237,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
             batch_idx: Unused.
 
         Returns:
-            ``loss`` of this process's part of the batch and, for whoever keeps it, ``train_loss`` of the whole batch.
+            ``loss`` of this process's part of the batch, and ``train_loss`` of the whole batch for callbacks.
 
         Raises:
             RuntimeError: If the loss is not finite.

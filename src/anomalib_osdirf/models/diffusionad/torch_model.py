@@ -304,7 +304,7 @@ class DiffusionADModel(nn.Module):
         Args:
             batches: Training images with anomalies painted onto some of them, in [0, 1], shape ``(B, 3, H, W)`` each.
             generator: Source of timesteps and noise, on the images' device.
-            processes: Who has equally many other batches.
+            processes: Distributed context, with equally many batches in each process.
         """
         networks = self.scoring_networks
         norms = [module for module in networks.modules() if isinstance(module, _BatchNorm)]
