@@ -33,6 +33,23 @@ def normalise(scores: NDArray, knots: Array) -> Array:
     return np.asarray(total / (1 + total))
 
 
+def raw_scores(normalised: NDArray | float, knots: Array) -> Array:
+    """Reverse :func:`normalise`.
+
+    Args:
+        normalised: Values in (0, 1), any shape.
+        knots: As for :func:`normalise`.
+
+    Returns:
+        Raw scores or maps.
+    """
+    values, places, exponents = np.asarray(normalised, np.float64), np.asarray(knots, np.float64), np.array(EXPONENTS)
+    wanted = values / (1 - values)
+    slopes = np.diff(exponents) / np.diff(places)
+    inside = np.interp(wanted, exponents, places) + np.maximum(wanted - exponents[-1], 0) / slopes[-1]
+    return np.asarray(inside - np.maximum(exponents[0] / wanted - 1, 0) * exponents[0] / slopes[0])
+
+
 def p_value(normalised: NDArray | float, rate: float) -> Array:
     """Return the p-value of normalised scores or maps: rate^(z / (1 - z))."""
     values = np.clip(np.asarray(normalised, np.float64), 0, 1 - 1e-15)

@@ -15,27 +15,31 @@ from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_osdirf.colours import Span
+from anomalib_osdirf.colours import COLOURS, THRESHOLD, TRUTH
 from anomalib_osdirf.export import metadata
-from anomalib_osdirf.post_processing.p_values import normalise
+from anomalib_osdirf.post_processing.p_values import EXPONENTS, normalise, raw_scores
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.exports import Export, find_exports
 from anomalib_osdirf.report.logs import read_losses
-from anomalib_osdirf.report.pictures import page_map, page_mask, page_picture
+from anomalib_osdirf.report.pictures import map_outline, mask_outline, page_picture
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError
 from anomalib_osdirf.report.statistics import Estimate
+from anomalib_osdirf.runs import shown as shown_path
 
 logger = logging.getLogger(__name__)
 
 PAGE_NAME = "report.html"
+PREDICTIONS = "predictions.csv"
 # Characters of base64 that pictures may take: with charts and figures, 500 images stay below 10 MB.
 _PICTURE_BUDGET = 8_000_000
 _CHARACTERS_PER_IMAGE = 90  # of names and scores
 _SMALLEST_SIDE, _LARGEST_SIDE = 112, 256
+_BEST_CATCHES = 6
 _NEEDED = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
 
 
@@ -220,11 +224,26 @@ class Run:
         return remarks
 
     @cached_property
-    def wrongness(self) -> NDArray[np.float64]:
-        """How far on the wrong side of the threshold each score is; the gallery shows the worst first."""
+    def telling_order(self) -> list[int]:
+        """Images, the most telling first: those that are furthest on the wrong side, but for a few best catches."""
         threshold = self.threshold[0] or 0.0
         signs = np.where(self.results.labels == 1, -1.0, np.where(self.results.labels == 0, 1.0, 0.0))
-        return np.nan_to_num(signs * (self.scores - threshold), nan=-np.inf)
+        wrongness = np.nan_to_num(signs * (self.scores - threshold), nan=-np.inf)
+        order: list[int] = np.argsort(-wrongness, kind="stable").tolist()
+        catches = [index for index in reversed(order) if signs[index] < 0 and wrongness[index] < 0][:_BEST_CATCHES]
+        return catches + [index for index in order if index not in catches]
+
+    @cached_property
+    def pixel_threshold(self) -> float | None:
+        """The model's own threshold of its maps, ``None`` for none."""
+        return _raw_threshold(self.entries.get("post_processing") or {}, "pixel")
+
+    @cached_property
+    def model_file(self) -> Path | None:
+        """The file that a threshold is set in: the exported OpenVINO model, or else the checkpoint."""
+        found = [export.path for export in self.exports if export.kind == "OpenVINO"]
+        found += [Path(self.entries["checkpoint"])] if self.entries.get("checkpoint") else []
+        return found[0] if found else None
 
 
 def write_page(folders: Sequence[Path], output: Path, title: str | None = None) -> Path:
@@ -247,7 +266,7 @@ def write_page(folders: Sequence[Path], output: Path, title: str | None = None) 
         msg = f"A report page needs {' and '.join(missing)}; install the extra: pip install 'anomalib-osdirf[report]'."
         raise ModuleNotFoundError(msg)
     runs = _load(folders)
-    html = _render(runs, title)
+    html = _render(runs, title, output.parent)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     try:
@@ -301,7 +320,7 @@ def _load(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _render(runs: list[Run], title: str | None) -> str:
+def _render(runs: list[Run], title: str | None, place: Path) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -329,7 +348,13 @@ def _render(runs: list[Run], title: str | None) -> str:
         side=side,
         level=round(100 * statistics.LEVEL),
         replicates=statistics.REPLICATES,
-        data={"pictures": pictures, "runs": [_run_data(run, shown[index]) for index, run in enumerate(runs)]},
+        tables=[_link(run.results.folder / PREDICTIONS, place) for run in runs],
+        data={
+            "pictures": pictures,
+            "colours": COLOURS.tolist(),
+            "runs": [_run_data(run, shown[index]) for index, run in enumerate(runs)],
+        },
+        outline_colours={"truth": TRUTH, "threshold": THRESHOLD},
         charts=_charts(),
     )
 
@@ -341,6 +366,13 @@ def _charts() -> str:
 
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub knows no default
     return bundle.replace("</script", "<\\/script")
+
+
+def _link(file: Path, place: Path) -> str | None:
+    """Return the address of a file for a page in a folder, ``None`` where there is no such file there or below."""
+    if not file.is_file() or not file.resolve().is_relative_to(place.resolve()):
+        return None
+    return quote(file.resolve().relative_to(place.resolve()).as_posix())
 
 
 # ---------------------------------------------------------------------- tables
@@ -406,7 +438,20 @@ def _duration(seconds: float) -> str:
 # ---------------------------------------------------------------------- data for the page's script
 
 
-def _run_data(run: Run, shown: dict[int, list[int | None]]) -> dict[str, Any]:
+def _raw_threshold(values: dict[str, Any], level: str) -> float | None:
+    """Return the threshold of raw scores or maps that a post-processor's values amount to, ``None`` for none."""
+    low, high, threshold, knots = (values.get(f"{level}_{name}") for name in ("min", "max", "threshold", "knots"))
+    if threshold is None or not values.get("enable_thresholding"):
+        return None
+    limit = 1 - float(values.get(f"{level}_sensitivity", 0.5))
+    if limit == 0.5 or not values.get("enable_normalization"):
+        return float(threshold)
+    if knots is not None:
+        return float(raw_scores(limit, np.array(knots)))
+    return None if low is None or high is None else float(threshold + (limit - 0.5) * (high - low))
+
+
+def _run_data(run: Run, shown: dict[int, list[Any]]) -> dict[str, Any]:
     results = run.results
     kinds = sorted(set(zip(results.categories, results.kinds, strict=True)))
     paths = [
@@ -421,17 +466,25 @@ def _run_data(run: Run, shown: dict[int, list[int | None]]) -> dict[str, Any]:
         "origin": run.threshold[1],
         "scale": run.scale,
         "rate": run.rate,
+        "knots": None if run.knots is None else list(zip(EXPONENTS, run.knots, strict=True)),
+        "model": None if run.model_file is None else shown_path(run.model_file),
+        "range": _map_range(run),
+        "auroc": _interval(run.metrics.get("image AUROC")),
         "folder": folder,
         "names": [path[len(folder) :] for path in paths],
         "kinds": [" / ".join(part for part in kind if part) for kind in kinds],
         "kind": [kinds.index(kind) for kind in zip(results.categories, results.kinds, strict=True)],
         "labels": results.labels.tolist(),
-        "scores": [None if not np.isfinite(score) else float(f"{score:.6g}") for score in run.scores],
+        "scores": [None if not np.isfinite(score) else float(f"{score:.9g}") for score in run.scores],
         "sizes": results.sizes.tolist(),
         "shown": [shown.get(index) for index in range(len(paths))],
         "curves": statistics.curves(run.scores[scored], results.labels[scored]),
         "losses": _thin(run.losses).tolist(),
     }
+
+
+def _interval(estimate: Estimate | None) -> list[float] | None:
+    return None if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 
 def _common_folder(paths: list[str]) -> str:
@@ -460,11 +513,12 @@ def _thin(losses: NDArray[np.float64], most: int = 600) -> NDArray[np.float64]:
     return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2).round(5)
 
 
-def _pictures(runs: list[Run]) -> tuple[list[str], list[dict[int, list[int | None]]], int]:
+def _pictures(runs: list[Run]) -> tuple[list[str], list[dict[int, list[Any]]], int]:
     """Choose the pictures that fit into the page, and make them ready.
 
     Returns:
-        The pictures as addresses, for each run the numbers of picture, map and mask by image, and the longest side.
+        The pictures as addresses, for each run by image the numbers of picture and map, the
+        map's range, and the outlines of the truth and of what is above the threshold; and the longest side.
     """
     sizes = [run.results.picture_bytes() for run in runs]
     names = _CHARACTERS_PER_IMAGE * sum(map(len, sizes))
@@ -473,23 +527,26 @@ def _pictures(runs: list[Run]) -> tuple[list[str], list[dict[int, list[int | Non
     scale = min(1.0, (budget / max(total, 1)) ** 0.5)
     side = max(_SMALLEST_SIDE, int(_LARGEST_SIDE * scale))
     collected = _Collected()
-    shown: list[dict[int, list[int | None]]] = [{} for _ in runs]
+    shown: list[dict[int, list[Any]]] = [{} for _ in runs]
     # Small runs first: what they do not need of their share is left to the others.
     for done, number in enumerate(sorted(range(len(runs)), key=lambda index: int(sizes[index].sum()))):
         run = runs[number]
         limit = collected.characters + (budget - collected.characters) / (len(runs) - done)
-        span = _map_span(run)
         # Those that the gallery shows first, until the page is full.
-        order = np.argsort(-run.wrongness, kind="stable").tolist()
+        order = run.telling_order
         stored = run.results.pictures(run.results.ids[index] for index in order)
         for index, item in zip(order, stored, strict=True):
             if collected.characters > limit:
                 break
             low, high = item.map_low or 0.0, item.map_high or 0.0
+            outlines = [mask_outline(item.mask), map_outline(item.map, low, high, run.pixel_threshold)]
+            collected.characters += sum(map(len, outlines))
             shown[number][index] = [
-                collected.add(page_picture(item.picture, side), "webp"),
-                collected.add(page_map(item.map, low, high, span, min(side, 128)), "webp"),
-                collected.add(page_mask(item.mask, side), "png"),
+                collected.add(page_picture(item.picture, side)),
+                collected.add(page_picture(item.map, side)),
+                float(f"{low:.4g}"),
+                float(f"{high:.4g}"),
+                *outlines,
             ]
     return collected.pictures, shown, side
 
@@ -502,22 +559,22 @@ class _Collected:
     numbers: dict[bytes, int] = field(default_factory=dict)
     characters: int = 0
 
-    def add(self, data: bytes | None, kind: str) -> int | None:
+    def add(self, data: bytes | None) -> int | None:
         """Return the picture's number."""
         if data is None:
             return None
         digest = hashlib.sha256(data).digest()
         if digest not in self.numbers:
             self.numbers[digest] = len(self.pictures)
-            self.pictures.append(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+            self.pictures.append(f"data:image/webp;base64,{base64.b64encode(data).decode()}")
             self.characters += len(self.pictures[-1])
         return self.numbers[digest]
 
 
-def _map_span(run: Run) -> Span:
-    """Return the colours' range: anomalib's minimum, threshold and maximum, or else the values that there are."""
+def _map_range(run: Run) -> tuple[float, float]:
+    """Return the range of the maps' common scale: anomalib's minimum and maximum, or else of the values there are."""
     values = run.entries.get("post_processing") or {}
     low, high = values.get("pixel_min"), values.get("pixel_max")
     if low is None or high is None or high <= low:
-        return Span(*(run.results.map_range() or (0.0, 1.0)))
-    return Span(low, high, values.get("pixel_threshold"))
+        return run.results.map_range() or (0.0, 1.0)
+    return low, high

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from anomalib_osdirf.colours import Span, colour_map
-
 _QUALITY = 78
 _QUICK = 2  # WebP's effort, 0 to 6
-_TRUTH = (0, 229, 255)  # stands out from the colours of the maps, also for colour-blind people
+_OUTLINE_SIDE = 255  # outlines are in a square of this side, which the page stretches over the picture
+_MOST_LINES = 40
 
 
 def encode_image(image: Tensor, size: int) -> bytes:
@@ -49,31 +48,38 @@ def page_picture(picture: bytes | None, side: int) -> bytes | None:
     return picture if max(pixels.shape[:2]) <= side else _webp(_shrink(pixels, side))
 
 
-def page_map(grey: bytes | None, low: float, high: float, span: Span, side: int) -> bytes | None:
-    """Colour a map: transparent at the span's lower end, opaque and bright at its upper end.
+def map_outline(grey: bytes | None, low: float, high: float, threshold: float | None) -> str:
+    """Outline where a map is above a threshold.
 
     Args:
         grey: The map's grey picture.
         low: Value of black.
         high: Value of white.
-        span: Values that the colours go from and to.
-        side: Longest side.
+        threshold: Threshold, ``None`` for none.
+
+    Returns:
+        SVG path in a square of side 255; empty where nothing is above.
     """
-    if grey is None:
-        return None
-    values = low + _shrink(_decode(grey)[..., 0], side).astype(np.float32) / 255 * (high - low)
-    return _webp(colour_map(values, span))
+    if grey is None or threshold is None or high <= threshold:
+        return ""
+    size = (_OUTLINE_SIDE + 1, _OUTLINE_SIDE + 1)
+    values = cv2.resize(_decode(grey)[..., 0].astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return _outline(low + values / 255 * (high - low) > threshold)
 
 
-def page_mask(mask: bytes | None, side: int) -> bytes | None:
-    """Colour a mask: a thin line around it, and a light tint inside."""
+def mask_outline(mask: bytes | None) -> str:
+    """Outline a mask, as :func:`map_outline` does a map."""
     if mask is None:
-        return None
-    inside = (_shrink(_decode(mask)[..., 0], side) > 25).astype(np.uint8)
-    edge = cv2.dilate(inside, np.ones((3, 3), np.uint8)) - cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=0)
-    picture = Image.fromarray(np.where(edge > 0, 2, inside).astype(np.uint8))
-    picture.putpalette([0, 0, 0, *_TRUTH, *_TRUTH])
-    return _png(picture, transparency=bytes([0, 56, 255]))
+        return ""
+    size = (_OUTLINE_SIDE + 1, _OUTLINE_SIDE + 1)
+    return _outline(cv2.resize(_decode(mask)[..., 0], size, interpolation=cv2.INTER_LINEAR) > 127)
+
+
+def _outline(inside: NDArray[np.bool_]) -> str:
+    found, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    largest = sorted(found, key=cv2.contourArea, reverse=True)[:_MOST_LINES]
+    lines = [cv2.approxPolyDP(line, 0.8, closed=True)[:, 0] for line in largest]
+    return "".join("M" + "L".join(f"{x} {y}" for x, y in line) + "Z" for line in lines)
 
 
 def _decode(data: bytes) -> NDArray[np.uint8]:

@@ -11,11 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from anomalib_osdirf.progress import box
-from anomalib_osdirf.report.page import Run
+from anomalib_osdirf.report.page import PREDICTIONS, Run
 from anomalib_osdirf.report.results import Results
 from anomalib_osdirf.runs import shown
-
-PREDICTIONS = "predictions.csv"
 
 
 def print_summary(

@@ -14,7 +14,7 @@ from anomalib.metrics import AUROC
 from torch import Tensor
 
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
-from anomalib_osdirf.post_processing.p_values import normalise
+from anomalib_osdirf.post_processing.p_values import normalise, raw_scores
 
 
 def _batch(scores: Tensor, anomalous: bool = False) -> ImageBatch:
@@ -102,6 +102,12 @@ def test_normalised_scores_are_those_of_numpy() -> None:
     scale = _fitted().image_scale
     raw = torch.cat([torch.linspace(-300, 300, 2001), scale.knots])
     np.testing.assert_allclose(scale(raw).numpy(), normalise(raw.numpy(), scale.knots.numpy()), atol=3e-7)
+
+
+def test_raw_scores_come_back_from_normalised_ones() -> None:
+    knots = _fitted().image_scale.knots.double().numpy()
+    raw = np.concatenate([np.linspace(-300, 300, 2001), knots])
+    np.testing.assert_allclose(raw_scores(normalise(raw, knots), knots), raw, rtol=1e-9, atol=1e-9)
 
 
 def test_ranking_is_that_of_the_raw_scores() -> None:

@@ -9,12 +9,12 @@ const OUTCOMES = {
   all: ["All", ""],
   missed: ["Missed", "✗ missed"],
   "false-alarm": ["False alarms", "! false alarm"],
-  caught: ["Caught", "✓ caught"],
-  passed: ["Rightly passed", "○ passed"],
+  found: ["Found", "✓ found"],
+  correct: ["Correct", "○ correct"],
   unlabelled: ["Unlabelled", "? unlabelled"],
 };
 
-const state = { run: 0, outcome: "all", kind: -1, order: "worst", search: "", page: 0, open: -1 };
+const state = { run: 0, outcome: "all", kind: -1, order: "section", common: false, search: "", page: 0, open: -1 };
 const thresholds = data.runs.map((run) => run.threshold ?? 0);
 const run = () => data.runs[state.run];
 const threshold = () => thresholds[state.run];
@@ -29,12 +29,12 @@ const element = (tag, attributes = {}, ...children) => {
 const outcome = (from, index, limit) => {
   const label = from.labels[index], score = from.scores[index];
   if (label < 0 || score === null) return "unlabelled";
-  if (label === 1) return score > limit ? "caught" : "missed";
-  return score > limit ? "false-alarm" : "passed";
+  if (label === 1) return score > limit ? "found" : "missed";
+  return score > limit ? "false-alarm" : "correct";
 };
 
 const count = () => {
-  const counts = { missed: 0, "false-alarm": 0, caught: 0, passed: 0, unlabelled: 0 };
+  const counts = { missed: 0, "false-alarm": 0, found: 0, correct: 0, unlabelled: 0 };
   run().labels.forEach((_, index) => { counts[outcome(run(), index, threshold())] += 1; });
   return counts;
 };
@@ -51,29 +51,58 @@ const percent = (value) => `${(100 * value).toFixed(1)} %`;
 // The share of normal images with such a score or a higher one.
 const pValue = (rate, value) => (rate ** (Math.max(0, value) / Math.max(1e-15, 1 - value))).toPrecision(2);
 
-const setRate = (id, hits, total) => {
-  const target = find(id);
-  if (!total) { target.textContent = "n/a"; return; }
-  const [low, high] = wilson(hits, total);
-  target.replaceChildren(percent(hits / total), element("small", { textContent: `${hits} of ${total} (${percent(low)} to ${percent(high)})` }));
+// As many digits as it takes to tell a value from the threshold.
+const digits = (value, limit) => {
+  let places = 3;
+  while (places < 9 && value !== limit && value.toFixed(places) === limit.toFixed(places)) places += 1;
+  return value.toFixed(places);
+};
+
+// The model's own score, which a normalised one stands for.
+const rawScore = (from, value) => {
+  if (from.scale) return (value - from.scale[1]) / from.scale[0];
+  if (!from.knots) return value;
+  const knots = from.knots, wanted = value / (1 - value);
+  const index = Math.max(0, knots.findLastIndex(([exponent], at) => at < knots.length - 1 && exponent <= wanted));
+  const [[exponent, place], [next, nextPlace]] = knots.slice(index, index + 2);
+  const width = (nextPlace - place) / (next - exponent);
+  return wanted < exponent ? place - (exponent / wanted - 1) * exponent * width : place + (wanted - exponent) * width;
+};
+
+const setCount = (id, hits, total) => {
+  const range = total ? wilson(hits, total).map((end) => (100 * end).toFixed(1)).join(" to ") : "";
+  find(id).replaceChildren(total ? `${hits} of ${total}` : "n/a",
+    element("small", { textContent: total ? `${percent(hits / total)} (${range})` : "" }));
+};
+
+const verdict = (counts, anomalous, normal) => {
+  const alarms = counts["false-alarm"];
+  const parts = [
+    anomalous && `${counts.found} of ${anomalous} ${anomalous === 1 ? "defect" : "defects"} found`,
+    normal && `${alarms || "no"} ${alarms === 1 ? "false alarm" : "false alarms"} in ${normal} good ${normal === 1 ? "part" : "parts"}`,
+  ];
+  const sentence = `${parts.filter(Boolean).join(", ")}, at this threshold.`;
+  return sentence[0].toUpperCase() + sentence.slice(1);
 };
 
 const showCounts = () => {
   const counts = count();
-  const anomalous = counts.caught + counts.missed, normal = counts.passed + counts["false-alarm"];
-  find("caught").textContent = counts.caught;
-  find("missed").textContent = counts.missed;
-  find("false-alarms").textContent = counts["false-alarm"];
-  find("passed").textContent = counts.passed;
-  find("f1").textContent = anomalous ? (2 * counts.caught / (counts.caught + counts["false-alarm"] + anomalous)).toFixed(3) : "n/a";
-  setRate("miss-rate", counts.missed, anomalous);
-  setRate("false-alarm-rate", counts["false-alarm"], normal);
-  const { scale, rate } = run();
-  const raw = scale ? `, the model's own score ${((threshold() - scale[1]) / scale[0]).toPrecision(6)}`
-    : rate ? `, p-value ${pValue(rate, threshold())}` : "";
-  find("value").textContent = `Threshold ${threshold().toFixed(3)}${raw}`;
+  const anomalous = counts.found + counts.missed, normal = counts.correct + counts["false-alarm"];
+  find("verdict").textContent = verdict(counts, anomalous, normal);
+  setCount("found-count", counts.found, anomalous);
+  setCount("missed-count", counts.missed, anomalous);
+  setCount("false-alarm-count", counts["false-alarm"], normal);
+  const { auroc, rate, model } = run(), raw = rawScore(run(), threshold()).toPrecision(9);
+  find("auroc").replaceChildren(auroc ? auroc[0].toFixed(3) : "n/a",
+    element("small", { textContent: auroc ? `${auroc[1].toFixed(3)} to ${auroc[2].toFixed(3)}` : "" }));
+  find("value").textContent = `Threshold ${digits(threshold(), run().threshold ?? 0)}${rate ? `, p-value ${pValue(rate, threshold())}` : ""}`;
+  find("raw").textContent = raw;
+  find("take-command").hidden = !model;
+  find("command").textContent = `python -m anomalib_osdirf threshold ${quoted(model ?? "")} ${raw}`;
   return { counts, anomalous, normal };
 };
+
+const quoted = (word) => /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
 
 // ---------------------------------------------------------------- charts
 
@@ -81,7 +110,7 @@ const CONFIG = {
   background: null, font: "system-ui, sans-serif",
   view: { stroke: null },
   axis: { labelColor: "var(--soft)", titleColor: "var(--ink)", domainColor: "var(--soft)", tickColor: "var(--soft)", gridColor: "var(--line)", titleFontWeight: 500, labelFontSize: 12, titleFontSize: 13 },
-  legend: { labelColor: "var(--ink)", titleColor: "var(--ink)", orient: "top", labelFontSize: 13, labelLimit: 420, symbolStrokeWidth: 3, columns: { expr: "width > 600 ? 3 : 1" } },
+  legend: { labelColor: "var(--ink)", titleColor: "var(--ink)", orient: "top", labelFontSize: 13, labelLimit: 420, symbolStrokeWidth: 3, columns: { expr: "width > 420 ? 3 : 1" } },
 };
 const SERIES = data.runs.map((_, index) => `var(--series-${index % 6})`);
 const DASHES = data.runs.map((_, index) => [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3]][index % 4]);
@@ -98,35 +127,56 @@ const draw = async (id, spec, patch) => {
 const scored = () => run().scores.flatMap((score, index) =>
   score === null || run().labels[index] < 0 ? [] : [{ score, label: run().labels[index] ? "anomalous" : "normal" }]);
 
-const extent = () => {
-  const scores = scored().map((item) => item.score);
-  const low = Math.min(threshold(), scores.reduce((a, b) => Math.min(a, b), Infinity));
-  const high = Math.max(threshold(), scores.reduce((a, b) => Math.max(a, b), -Infinity));
-  const margin = 0.03 * (high - low || 1);
-  return [low - margin, high + margin];
+// Scores are drawn on an axis that is stretched around the model's threshold by the narrower group's spread, so that
+// both groups are seen; it is linear there, and logarithmic far away.
+let axis = {};
+const setAxis = () => {
+  const centre = run().threshold ?? 0;
+  const away = ["normal", "anomalous"].map((label) => scored().filter((item) => item.label === label)
+    .map((item) => Math.abs(item.score - centre)).sort((a, b) => a - b));
+  const spreads = away.filter((part) => part.length).map((part) => part[part.length >> 1]).filter((spread) => spread > 0);
+  const unit = spreads.length ? Math.min(...spreads) : 1;
+  axis = { centre, unit, place: (score) => Math.asinh((score - centre) / unit), score: (place) => centre + unit * Math.sinh(place) };
+  const places = [0, ...scored().map((item) => axis.place(item.score))];
+  const low = places.reduce((a, b) => Math.min(a, b)), high = places.reduce((a, b) => Math.max(a, b));
+  const margin = 0.04 * (high - low || 1);
+  axis.domain = [low - margin, high + margin];
+  const ends = axis.domain.map(axis.score);
+  const round = (score) => Number(score.toPrecision(Math.abs(score - centre) < 0.1 * Math.abs(score) ? 3 : 2));
+  axis.ticks = [...new Set(Array.from({ length: 8 }, (_, index) => round(axis.score(low + (high - low) * index / 7))))]
+    .filter((score) => score >= ends[0] && score <= ends[1]).map(axis.place);
+};
+
+// A bin's edge is at the threshold, and a score on it lies below, as it is called normal.
+const bars = () => {
+  const step = (axis.domain[1] - axis.domain[0]) / 48, edge = axis.place(threshold()), heights = new Map();
+  for (const { score, label } of scored()) {
+    const bin = score > threshold() ? Math.max(1, Math.ceil((axis.place(score) - edge) / step)) : Math.min(0, Math.ceil((axis.place(score) - edge) / step));
+    const key = `${bin} ${label}`;
+    heights.set(key, (heights.get(key) ?? 0) + 1);
+  }
+  return [...heights].map(([key, images]) => {
+    const [bin, label] = key.split(" ");
+    return { from: Math.max(axis.domain[0], edge + (bin - 1) * step), to: Math.min(axis.domain[1], edge + bin * step), label, height: label === "normal" ? images : -images };
+  });
 };
 
 let histogram, roc, precision;
 
-const drawHistogram = async (domain) => {
-  const step = (domain[1] - domain[0]) / 48;
+const drawHistogram = async () => {
+  const { domain, centre, unit, ticks } = axis;
   const x = { type: "quantitative", scale: { domain, nice: false, zero: false } };
-  const title = run().scale ? "Score, as anomalib normalises it, not clipped" : run().rate ? "Score (p-value = rate^(score / (1 - score)))" : "Score";
+  const label = `format(${centre} + ${unit} * (exp(datum.value) - exp(-datum.value)) / 2, '.3~g')`;
   histogram = await draw("histogram", {
-    height: 240,
-    params: [{ name: "threshold", value: threshold() }],
+    height: 230,
+    params: [{ name: "threshold", value: axis.place(threshold()) }],
     layer: [
       {
-        data: { values: scored() },
-        transform: [
-          { bin: { extent: domain, step }, field: "score", as: ["from", "to"] },
-          { aggregate: [{ op: "count", as: "images" }], groupby: ["from", "to", "label"] },
-          { calculate: "datum.label === 'normal' ? datum.images : -datum.images", as: "height" },
-        ],
+        data: { name: "bars", values: bars() },
         mark: { type: "bar", binSpacing: 1 },
         encoding: {
-          x: { ...x, field: "from", bin: "binned", title }, x2: { field: "to" },
-          y: { field: "height", type: "quantitative", title: "Images", axis: { labelExpr: "format(abs(datum.value), 'd')", tickMinStep: 1 } },
+          x: { ...x, field: "from", bin: "binned", title: "Score, spread out around the threshold", axis: { values: ticks, labelExpr: label } }, x2: { field: "to" },
+          y: { field: "height", type: "quantitative", title: "Images", axis: { labelExpr: "format(abs(datum.value), 'd')", tickMinStep: 1, tickCount: 6 } },
           color: { field: "label", type: "nominal", scale: { domain: ["normal", "anomalous"], range: ["var(--normal)", "var(--anomalous)"] }, legend: { title: null, labelExpr: "datum.label === 'normal' ? 'normal, upwards' : 'anomalous, downwards'" } },
         },
       },
@@ -142,7 +192,7 @@ const drawHistogram = async (domain) => {
     ];
     return compiled;
   });
-  histogram.addSignalListener("threshold", (_, value) => { if (value !== threshold()) setThreshold(value); });
+  histogram.addSignalListener("threshold", (_, place) => { if (place !== axis.place(threshold())) setThreshold(rounded(place)); });
 };
 
 const drawCurve = async (id, kind, x, y, point) => draw(id, {
@@ -163,9 +213,9 @@ const drawCurve = async (id, kind, x, y, point) => draw(id, {
 });
 
 const operatingPoints = ({ counts, anomalous, normal }) => {
-  const recall = anomalous ? counts.caught / anomalous : 0;
-  const fired = counts.caught + counts["false-alarm"];
-  return { roc: [normal ? counts["false-alarm"] / normal : 0, recall], pr: [recall, fired ? counts.caught / fired : 1] };
+  const recall = anomalous ? counts.found / anomalous : 0;
+  const fired = counts.found + counts["false-alarm"];
+  return { roc: [normal ? counts["false-alarm"] / normal : 0, recall], pr: [recall, fired ? counts.found / fired : 1] };
 };
 
 const moveTo = (view, point) => view && view.signal("atX", point[0]).signal("atY", point[1]).runAsync();
@@ -188,33 +238,42 @@ const drawLosses = async () => {
 
 // ---------------------------------------------------------------- threshold
 
+// Of a place on the axis, a score of no more digits than are shown.
+const rounded = (place) => Number(axis.score(place).toPrecision(6));
+
 const setThreshold = (value) => {
   thresholds[state.run] = value;
-  find("slider").value = value;
-  if (histogram && histogram.signal("threshold") !== value) histogram.signal("threshold", value).runAsync();
+  const place = axis.place(value);
+  find("slider").value = place;
+  if (histogram && histogram.signal("threshold") !== place) histogram.signal("threshold", place).runAsync();
   const points = operatingPoints(showCounts());
   moveTo(roc, points.roc);
   moveTo(precision, points.pr);
-  scheduleGallery();
+  scheduleRest();
 };
 
-// The gallery follows when the line rests.
+// Pictures and bars follow when the line rests.
 let waiting = 0;
-const scheduleGallery = () => { clearTimeout(waiting); waiting = setTimeout(showGallery, 120); };
+const scheduleRest = () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => { histogram?.data("bars", bars()).runAsync(); showTelling(); showGallery(); }, 120);
+};
 
 const showThreshold = async () => {
   const any = scored().length > 0;
-  find("threshold-content").hidden = !any;
-  find("threshold-none").hidden = any;
+  find("overview-content").hidden = !any;
+  find("overview-none").hidden = any;
+  const curves = any && run().curves.roc.length > 0;
+  if (find("curves")) find("curves").hidden = !curves;
   if (!any) return;
-  const domain = extent(), slider = find("slider");
-  [slider.min, slider.max, slider.step] = [domain[0], domain[1], (domain[1] - domain[0]) / 1000];
-  slider.value = threshold();
-  find("origin").textContent = `The line starts at ${(run().threshold ?? 0).toFixed(3)}: ${run().origin}.`;
+  setAxis();
+  const slider = find("slider");
+  [slider.min, slider.max, slider.step] = [...axis.domain, (axis.domain[1] - axis.domain[0]) / 1000];
+  slider.value = axis.place(threshold());
+  find("origin").textContent = `The line starts at ${(run().threshold ?? 0).toFixed(3)}: ${run().origin}. Drag it: images with a score above it are called anomalous. In brackets: 95 % intervals.`;
   const points = operatingPoints(showCounts());
-  await drawHistogram(domain);
-  const curves = run().curves.roc.length > 0;
-  for (const id of ["roc", "pr"]) find(id).closest("figure").hidden = !curves;
+  showTelling();
+  await drawHistogram();
   if (curves) {
     roc = await drawCurve("roc", "roc", "False-alarm rate", "Detection rate", points.roc);
     precision = await drawCurve("pr", "pr", "Recall", "Precision", points.pr);
@@ -223,16 +282,34 @@ const showThreshold = async () => {
 
 // ---------------------------------------------------------------- gallery
 
-const score = (from, index) => from.scores[index] === null ? "no score"
-  : from.scores[index].toFixed(3) + (from.rate ? `, p-value ${pValue(from.rate, from.scores[index])}` : "");
+const score = (from, index, limit) => from.scores[index] === null ? "no score"
+  : digits(from.scores[index], limit) + (from.rate ? `, p-value ${pValue(from.rate, from.scores[index])}` : "");
+
+const FEW = 6;
+const SECTIONS = ["Missed", "False alarms", "Closest calls", "Best catches", "All others"];
+
+// Section of each image, and its place in there: the worst mistakes, the closest calls and the highest scores first.
+const sections = () => {
+  const { scores } = run(), limit = threshold();
+  const of = (wanted) => scores.map((_, index) => index).filter((index) => wanted.includes(outcome(run(), index, limit)));
+  const far = (index) => Math.abs(scores[index] - limit);
+  const close = of(["found", "correct"]).sort((a, b) => far(a) - far(b)).slice(0, FEW);
+  const rest = of(["found"]).filter((index) => !close.includes(index)).sort((a, b) => scores[b] - scores[a]);
+  const parts = [
+    of(["missed"]).sort((a, b) => far(b) - far(a)), of(["false-alarm"]).sort((a, b) => far(b) - far(a)), close, rest.slice(0, FEW),
+    [...rest.slice(FEW), ...of(["correct"]).filter((index) => !close.includes(index)).sort((a, b) => scores[b] - scores[a]), ...of(["unlabelled"])],
+  ];
+  const found = new Map();
+  parts.forEach((part, section) => part.forEach((index) => found.set(index, [section, found.size])));
+  return found;
+};
 
 const ordered = () => {
-  const { scores, labels, names, kind } = run();
-  const limit = threshold(), text = state.search.toLowerCase();
-  const wrong = (index) => labels[index] < 0 || scores[index] === null ? -Infinity : (labels[index] ? limit - scores[index] : scores[index] - limit);
+  const { scores, names, kind } = run();
+  const limit = threshold(), text = state.search.toLowerCase(), section = sections();
   const value = (index) => scores[index] ?? -Infinity;
   const orders = {
-    worst: (a, b) => wrong(b) - wrong(a), high: (a, b) => value(b) - value(a), low: (a, b) => value(a) - value(b),
+    section: (a, b) => section.get(a)[1] - section.get(b)[1], high: (a, b) => value(b) - value(a), low: (a, b) => value(a) - value(b),
     name: (a, b) => names[a].localeCompare(names[b], undefined, { numeric: true }),
   };
   return names.map((_, index) => index)
@@ -243,29 +320,87 @@ const ordered = () => {
 
 const pane = (from, index, title, layers) => {
   const [width, height] = from.sizes[index];
-  const box = element("span", { className: layers.some((one) => one !== null) ? "pane" : "pane empty" });
+  const shown = layers.filter((one) => one !== null);
+  const box = element("span", { className: shown.length ? "pane" : "pane empty" }, ...shown);
   box.style.aspectRatio = width && height ? `${width} / ${height}` : "1";
-  for (const layer of layers) {
-    if (layer !== null) box.append(element("img", { src: data.pictures[layer], alt: "" }));
-  }
   return element("span", {}, box, element("span", { className: "name", textContent: title }));
+};
+
+const image = (number) => number === null ? null : element("img", { src: data.pictures[number], alt: "" });
+
+// Grey pictures of maps are coloured here, over their own range or the common one.
+const heatMap = (from, [, map, low, high]) => {
+  if (map === null) return null;
+  const canvas = element("canvas"), source = image(map);
+  const [bottom, top] = state.common ? from.range : [low, high];
+  source.decode().then(() => {
+    [canvas.width, canvas.height] = [source.naturalWidth, source.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(source, 0, 0);
+    const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+    for (let at = 0; at < pixels.data.length; at += 4) {
+      const share = (low + pixels.data[at] / 255 * (high - low) - bottom) / Math.max(1e-12, top - bottom);
+      pixels.data.set(data.colours[Math.max(0, Math.min(255, Math.round(255 * share)))], at);
+    }
+    context.putImageData(pixels, 0, 0);
+  });
+  return canvas;
+};
+
+const outlines = (paths) => {
+  const name = "http://www.w3.org/2000/svg", drawing = document.createElementNS(name, "svg");
+  drawing.setAttribute("viewBox", "0 0 255 255");
+  drawing.setAttribute("preserveAspectRatio", "none");
+  for (const [kind, path] of Object.entries(paths)) {
+    for (const part of path ? ["casing", kind] : []) {
+      const line = document.createElementNS(name, "path");
+      line.setAttribute("d", path);
+      line.setAttribute("class", part);
+      drawing.append(line);
+    }
+  }
+  return drawing;
 };
 
 const panes = (from, index) => {
   const shown = from.shown[index];
   if (!shown) return null;
-  const [picture, map, mask] = shown;
-  const truth = from.labels[index] === 1 ? (mask === null ? "truth: no mask" : "truth") : from.labels[index] === 0 ? "truth: normal" : "truth: unknown";
+  const [picture, map, , , truth, limit] = shown;
   return element("span", { className: "panes" },
-    pane(from, index, "image", [picture]), pane(from, index, truth, [picture, mask]),
-    pane(from, index, map === null ? "no map" : "map", [map]), pane(from, index, "overlay", map === null ? [null] : [picture, map, mask]));
+    pane(from, index, "image", [image(picture)]),
+    pane(from, index, "outlines", [image(picture), outlines({ truth, limit })]),
+    pane(from, index, map === null ? "no map" : "map", [heatMap(from, shown), map === null ? null : outlines({ truth, limit })]));
 };
 
 const caption = (from, index, limit) => element("span", { className: "caption" },
   element("span", { textContent: from.names[index] }),
-  element("span", {}, element("span", { className: "badge", textContent: OUTCOMES[outcome(from, index, limit)][1] }), ` ${score(from, index)}`));
+  element("span", {}, element("span", { className: "badge", textContent: OUTCOMES[outcome(from, index, limit)][1] }), ` ${score(from, index, limit)}`));
 
 let list = [];
+
+const card = (index, open) => {
+  const made = element("button", { type: "button", className: `card ${outcome(run(), index, threshold())}` });
+  made.append(panes(run(), index) ?? "", caption(run(), index, threshold()));
+  made.addEventListener("click", open);
+  return made;
+};
+
+// The worst miss and false alarm, or else the closest calls, and the best catch.
+const showTelling = () => {
+  const { scores } = run(), limit = threshold(), indices = scores.map((_, index) => index);
+  const best = (name, value) => indices.filter((index) => outcome(run(), index, limit) === name).sort((a, b) => value(b) - value(a));
+  const far = (index) => Math.abs(scores[index] - limit), close = (index) => -far(index);
+  const caught = best("found", far);
+  const told = [
+    best("missed", far)[0] ?? caught.at(-1), best("false-alarm", far)[0] ?? best("correct", close)[0], caught[0],
+  ].filter((index) => index !== undefined);
+  find("telling").replaceChildren(...[...new Set(told)].map((index) => card(index, () => {
+    Object.assign(state, { outcome: "all", kind: -1, search: "" });
+    [find("kind").value, find("search").value] = [-1, ""];
+    showGallery();
+    enlarge(list.indexOf(index));
+  })));
+};
 
 const showGallery = () => {
   list = ordered();
@@ -284,13 +419,15 @@ const showGallery = () => {
   find("previous").disabled = state.page === 0;
   find("next").disabled = state.page === pages - 1;
   find("pages").hidden = pages === 1;
-  find("cards").replaceChildren(...list.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE).map((index, place) => {
-    const name = outcome(run(), index, threshold());
-    const card = element("button", { type: "button", className: `card ${name}` });
-    card.append(panes(run(), index) ?? "", caption(run(), index, threshold()));
-    card.addEventListener("click", () => enlarge(state.page * PER_PAGE + place));
-    return element("li", {}, card);
-  }));
+  const section = sections(), items = [];
+  let last = -1;
+  list.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE).forEach((index, place) => {
+    const [own] = section.get(index);
+    if (state.order === "section" && own !== last) items.push(element("li", { className: "section" }, element("h3", { textContent: SECTIONS[own] })));
+    last = own;
+    items.push(element("li", {}, card(index, () => enlarge(state.page * PER_PAGE + place))));
+  });
+  find("cards").replaceChildren(...items);
 };
 
 const turn = (pages) => { state.page += pages; showGallery(); find("gallery").scrollIntoView(); };
@@ -330,7 +467,7 @@ const enlarge = (place) => {
     const heading = element("p", { className: outcome(other, same, thresholds[number]) },
       element("span", { textContent: data.runs.length > 1 ? `${other.label}: ` : "" }),
       element("span", { className: "badge", textContent: OUTCOMES[outcome(other, same, thresholds[number])][1] }),
-      ` score ${score(other, same)}, threshold ${thresholds[number].toFixed(3)}, kind ${other.kinds[other.kind[same]] || "unknown"}`);
+      ` score ${score(other, same, thresholds[number])}, threshold ${thresholds[number].toFixed(3)}, kind ${other.kinds[other.kind[same]] || "unknown"}`);
     content.append(heading, panes(other, same) ?? element("p", { className: "soft", textContent: "No pictures of this image in the page." }));
   });
   find("large-previous").disabled = place === 0;
@@ -361,9 +498,18 @@ for (const name of Object.keys(OUTCOMES)) {
   button.addEventListener("click", () => filter({ outcome: name }));
   find("outcomes").append(button);
 }
-find("slider").addEventListener("input", (event) => setThreshold(Number(event.target.value)));
+find("slider").addEventListener("input", (event) => setThreshold(rounded(Number(event.target.value))));
 find("reset").addEventListener("click", () => setThreshold(run().threshold ?? 0));
 find("kind").addEventListener("change", (event) => filter({ kind: Number(event.target.value) }));
+find("common").addEventListener("change", (event) => { state.common = event.target.checked; showTelling(); showGallery(); });
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.addEventListener("click", () => {
+    getSelection().selectAllChildren(find(button.dataset.copy));
+    document.execCommand("copy"); // pages from files have no navigator.clipboard in all browsers
+    button.textContent = "Copied";
+  });
+}
+find("ramp").style.background = `linear-gradient(to right, ${[0, 64, 128, 191, 255].map((at) => `rgb(${data.colours[at]})`).join(", ")})`;
 find("order").addEventListener("change", (event) => filter({ order: event.target.value }));
 find("search").addEventListener("input", (event) => filter({ search: event.target.value }));
 find("previous").addEventListener("click", () => turn(-1));
