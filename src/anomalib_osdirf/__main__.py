@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "train": ("anomalib_osdirf.train", "Train on a folder of parts, test, export and report, all into one folder."),
     "predict": ("anomalib_osdirf.predict", "Score a folder of images with a checkpoint or an exported model."),
     "quickstart": ("anomalib_osdirf.quickstart", "Train, test and export OSDIRF on the embedded data set."),
+    "threshold": ("anomalib_osdirf.threshold", "Set the image threshold of a checkpoint or an OpenVINO export."),
     "benchmark": (
         "anomalib_osdirf.benchmark",
         "Compare models: accuracy, time, memory, size and speed (in the place of anomalib's, which `anomalib` has).",

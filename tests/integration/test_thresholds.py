@@ -17,6 +17,8 @@ from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 
 from anomalib_osdirf import OSDIRF, DiffusionAD, InvAD
+from anomalib_osdirf.__main__ import main
+from anomalib_osdirf.inference.reading import read_image
 from anomalib_osdirf.inference.scoring import Score, load_scorer
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.report import ReportCallback
@@ -175,3 +177,33 @@ def test_a_checkpoint_with_anomalibs_post_processor_keeps_it(parts: Path, engine
     restored = OSDIRF.load_from_checkpoint(str(session.best_model_path)).post_processor
     assert not isinstance(restored, FalseAlarmPostProcessor)
     assert restored.image_threshold == post_processor.image_threshold
+
+
+def test_a_threshold_is_set_in_checkpoint_and_export_alike(unmasked: Trained, own_parts: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.ckpt"
+    shutil.copy(unmasked.checkpoint, checkpoint)
+    model = OSDIRF.load_from_checkpoint(checkpoint, map_location="cpu")
+    model.to_openvino(tmp_path, onnx_kwargs={"verbose": False})
+    exported = next(tmp_path.rglob("*.xml"))
+    images = [read_image(file, 10**6) for file in sorted(own_parts.rglob("0*.png"))]
+    model.post_processor = None
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        raw = model.eval()(batch).pred_score.flatten().numpy()
+    value = float(np.sort(raw)[-4:-2].mean())
+    before = [load_scorer(file).score(images[0]) for file in (checkpoint, exported)]
+    for file in (checkpoint, exported):
+        assert main(["threshold", str(file), repr(value)]) == 0
+    for file, old in zip((checkpoint, exported), before, strict=True):
+        scorer = load_scorer(file)
+        scores = [scorer.score(image) for image in images]
+        assert [score.label for score in scores] == (raw > value).tolist()
+        assert [score.score > 0.5 for score in scores] == (raw > value).tolist()
+        np.testing.assert_array_equal(scores[0].map, old.map)
+    assert json.loads(exported.with_suffix(".json").read_text("utf-8"))["image_threshold"] == pytest.approx(value)
+
+
+def test_a_threshold_is_not_set_in_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    assert main(["threshold", str(tmp_path / "model.onnx"), "3"]) == 1
+    assert "MODEL" in capsys.readouterr().err

@@ -51,6 +51,12 @@ def post_processing_values(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def post_processing_state(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Reverse :func:`post_processing_values`: numbers and lists by their keys in the post-processor's state dict."""
+    known = {key: values[name] for name, key in (_STATISTICS | _KNOTS).items() if values.get(name) is not None}
+    return {**dict.fromkeys(_STATISTICS.values(), math.nan), **known}
+
+
 def description(post_processor: Any) -> dict[str, Any]:  # noqa: ANN401 - any module may be a post-processor
     """Collect a post-processor's sensitivities and, of ours, which levels have a false-alarm rate, and which."""
     return {name: getattr(post_processor, name) for name in _DESCRIPTION if hasattr(post_processor, name)}

@@ -11,6 +11,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 OPSET = 18  # of ONNX, what torch's exporter writes natively
+_INPUTS = ("pred_score", "anomaly_map")
 
 
 class _PostProcessing(nn.Module):
@@ -23,6 +24,28 @@ class _PostProcessing(nn.Module):
     def forward(self, pred_score: Tensor, anomaly_map: Tensor) -> dict[str, Tensor]:
         result = self.post_processor(InferenceBatch(pred_score=pred_score, anomaly_map=anomaly_map))
         return {name: value for name, value in result._asdict().items() if value is not None}
+
+
+def without_post_processor(network: Any) -> Any:  # noqa: ANN401 - openvino.Model
+    """Cut off what :func:`append_post_processor` put behind an ``openvino.Model``.
+
+    Args:
+        network: The model.
+
+    Returns:
+        The model that ends in raw score and map; ``None`` if it has no such parts.
+    """
+    import openvino
+
+    raw = {}
+    for output in (output for one in network.get_ops() for output in one.outputs()):
+        raw |= {name: output for name in _INPUTS if f"raw_{name}" in output.get_names()}
+    if set(raw) != set(_INPUTS):
+        return None
+    for name, output in raw.items():
+        output.set_names({name})
+    results = [openvino.opset1.result(raw[name]) for name in _INPUTS]
+    return openvino.Model(results, network.get_parameters(), network.get_friendly_name())
 
 
 def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # noqa: ANN401 - openvino.Model
@@ -40,14 +63,13 @@ def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # no
     module = _PostProcessing(post_processor).eval()
     examples = (torch.rand(2), torch.rand(2, 1, 4, 5))
     batch = torch.export.Dim("batch")
-    inputs = ("pred_score", "anomaly_map")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "post_processor.onnx"
         torch.onnx.export(
             module,
             examples,
             file,
-            input_names=[f"raw_{name}" for name in inputs],
+            input_names=[f"raw_{name}" for name in _INPUTS],
             output_names=list(module(*examples)),
             opset_version=OPSET,
             dynamo=True,
@@ -55,7 +77,7 @@ def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # no
             dynamic_shapes=({0: batch}, {0: batch, 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}),
         )
         post = openvino.convert_model(file)
-    for name in inputs:
+    for name in _INPUTS:
         raw = next(result for result in network.get_results() if name in result.output(0).get_names())
         parameter = next(one for one in post.get_parameters() if f"raw_{name}" in one.output(0).get_names())
         source = raw.input_value(0)

@@ -15,13 +15,14 @@ from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 from torchmetrics.utilities.data import dim_zero_cat
 
-from anomalib_osdirf.post_processing.p_values import EXPONENTS, Array
+from anomalib_osdirf.post_processing.p_values import EXPONENTS, THRESHOLD, Array, normalise, raw_scores
 from anomalib_osdirf.post_processing.tail import (
     FEWEST_SCORES,
     LEVEL,
     Calibration,
     calibrate,
     calibrate_without_spread,
+    counted_interval,
     images_needed,
     supports,
     unsupported,
@@ -284,6 +285,34 @@ class FalseAlarmPostProcessor(PostProcessor):
             if one.calibration:
                 self.calibration[level] = one.calibration
         return list(fitted)
+
+    def move_image_threshold(self, value: float) -> None:
+        """Set the image threshold; where it has a false-alarm rate, p-values stay, and the rate follows.
+
+        Args:
+            value: The raw score.
+
+        Raises:
+            ValueError: If the value is so far away from all scores that p-values can't be kept.
+        """
+        found = self.calibration.get("image")
+        if found is not None:
+            knots = self.image_scale.knots.double().numpy()
+            normalised = float(normalise(np.array(value), knots))
+            exponent = normalised / (1 - normalised)
+            wanted = exponent * np.array(EXPONENTS)
+            moved = raw_scores(wanted / (1 + wanted), knots)
+            moved[THRESHOLD] = value
+            rate, images = found["false_alarm_rate"] ** exponent, found["images"]
+            if not (np.diff(moved.astype(np.float32)) > 0).all() or rate < 1e-300:
+                msg = f"VALUE {value:g} is too far away from all scores; give one near {knots[THRESHOLD]:g}."
+                raise ValueError(msg)
+            # Beyond what is counted, only an upper end is known.
+            low, high = counted_interval(max(rate, 1 / (images + 1)), images)
+            interval = [low if supports(images, rate) else 0.0, high]
+            self.calibration["image"] = {**found, "false_alarm_rate": rate, "interval": interval}
+            self.image_scale.knots.copy_(torch.from_numpy(moved))
+        self._image_threshold.fill_(value)
 
     def _by_f1(self, level: str) -> "_Fitted | None":
         """Return the threshold of the best F1; ``None`` where it takes samples that there are not."""

@@ -95,7 +95,7 @@ def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str
     probabilities = rate ** np.array(EXPONENTS)
     knots = _ascending(_quantiles(ordered, tail, rank, probabilities), ordered)
     if counted:
-        low, high = _counted_interval(rate, count)
+        low, high = counted_interval(rate, count)
     else:
         low, high = tail.interval(knots[THRESHOLD], count)
     return Calibration(tuple(knots.tolist()), (float(low), float(high)), count)
@@ -113,10 +113,10 @@ def calibrate_without_spread(scores: Array, rate: float) -> Calibration:
     """
     highest = float(scores.max())
     knots = highest + (np.array(EXPONENTS) - 1) * max(abs(highest), 1.0)
-    return Calibration(tuple(knots.tolist()), _counted_interval(rate, len(scores)), len(scores))
+    return Calibration(tuple(knots.tolist()), counted_interval(rate, len(scores)), len(scores))
 
 
-def _counted_interval(rate: float, count: int) -> tuple[float, float]:
+def counted_interval(rate: float, count: int) -> tuple[float, float]:
     """Return where the rate lies, by the law of the (fractional) order statistic at the threshold (Hutson 1999)."""
     alarms = rate * (count + 1)
     low, high = stats.beta.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], alarms, count + 1 - alarms)

@@ -14,7 +14,7 @@ from anomalib.metrics import AUROC
 from torch import Tensor
 
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
-from anomalib_osdirf.post_processing.p_values import normalise, raw_scores
+from anomalib_osdirf.post_processing.p_values import normalise, p_value, raw_scores
 
 
 def _batch(scores: Tensor, anomalous: bool = False) -> ImageBatch:
@@ -379,3 +379,24 @@ def test_too_few_images_are_refused_before_a_training(
 def test_impossible_arguments_are_refused_in_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         FalseAlarmPostProcessor(**arguments)
+
+
+@pytest.mark.parametrize("value", [-20.0, 0.3, 2.0, 5.0])
+def test_moved_threshold_lies_at_a_half_and_keeps_order_and_p_values(value: float) -> None:
+    post_processor = _fitted()
+    rate, before = post_processor.calibration["image"]["false_alarm_rate"], post_processor.image_scale.knots.numpy()
+    raw = torch.cat([torch.linspace(-50, 50, 999), torch.tensor([value])])
+    expected = p_value(normalise(raw.numpy(), before), rate)
+    post_processor.move_image_threshold(value)
+    result = post_processor(InferenceBatch(pred_score=raw))
+    assert torch.equal(result.pred_label, raw > value)
+    assert result.pred_score[-1] == 0.5
+    assert torch.equal(result.pred_score.argsort(), raw.argsort())
+    moved = post_processor.calibration["image"]
+    assert moved["false_alarm_rate"] == pytest.approx(expected[-1], rel=1e-4)
+    assert moved["interval"][0] < moved["false_alarm_rate"] < moved["interval"][1]
+
+
+def test_threshold_that_leaves_no_p_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="VALUE"):
+        _fitted().move_image_threshold(1e6)
