@@ -37,7 +37,7 @@ def without_post_processor(network: Any) -> Any:  # noqa: ANN401 - openvino.Mode
     """
     import openvino
 
-    raw = {}
+    raw: dict[str, Any] = {}
     for output in (output for one in network.get_ops() for output in one.outputs()):
         raw |= {name: output for name in _INPUTS if f"raw_{name}" in output.get_names()}
     if set(raw) != set(_INPUTS):
