@@ -114,7 +114,9 @@ def _digest(model: torch.nn.Module, arguments: str) -> str:
     described = hashlib.sha256(f"{model!r}{arguments}".encode())
     for name, module in model.named_modules():
         plain = {
-            key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str | list)
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, bool | int | float | str | list | tuple)
         }
         described.update(f"{name} {type(module)} {plain}".encode())
     for name, value in model.state_dict().items():

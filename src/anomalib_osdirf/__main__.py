@@ -28,12 +28,12 @@ SUBCOMMANDS = {
     "threshold": ("anomalib_osdirf.threshold", "Set the image threshold of a checkpoint or an OpenVINO export."),
     "benchmark": (
         "anomalib_osdirf.benchmark",
-        "Compare models: accuracy, time, memory, size and speed (in the place of anomalib's, which `anomalib` has).",
+        "Compare models: accuracy, time, memory, size and speed (replaces anomalib's command of this name).",
     ),
     "report": ("anomalib_osdirf.report.command", "Make one page about one or more tested models."),
     "app": ("anomalib_osdirf.app.command", "Try a model in the browser."),
     "score": ("anomalib_osdirf.bulk.command", "Score many images with an exported model, on one machine or a cluster."),
-    "doctor": ("anomalib_osdirf.doctor", "Check this installation and say what to do where something is amiss."),
+    "doctor": ("anomalib_osdirf.doctor", "Check this installation and suggest a fix for each problem."),
 }
 
 # anomalib's own, which this program hands on: those of both names where their arguments are anomalib's.

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the command lines of our subcommands have in common."""
+"""Helpers shared by our subcommands' command lines."""
 
 import argparse
 import re
@@ -11,19 +11,19 @@ _ANOMALIBS = re.compile(r"(-c|--config|--print_config|--data|--(model|data|train
 
 
 def is_anomalibs(arguments: Sequence[str]) -> bool:
-    """Tell whether arguments are those of anomalib's `train` or `predict`, and not of ours of the same names."""
+    """Return whether arguments are those of anomalib's `train` or `predict` rather than of our commands."""
     return any(_ANOMALIBS.match(argument) for argument in arguments)
 
 
 def positive(text: str) -> int:
-    """Read a positive whole number; ``argparse`` tells the user where it is none."""
+    """Parse a positive whole number, for ``argparse``."""
     if not text.isdecimal() or int(text) < 1:
-        msg = f"{text!r} is no positive whole number"
+        msg = f"{text!r} is not a positive whole number"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
 
 def fail(program: str, sentence: str, status: int = 1) -> int:
-    """Say on the error stream what is wrong, and return the exit status."""
+    """Print an error to the error stream, and return the exit status."""
     print(f"{program}: {sentence}", file=sys.stderr)  # noqa: T201
     return status

@@ -36,7 +36,7 @@ def phase(
 
     Args:
         name: What is going on.
-        items: What is gone through.
+        items: The items.
         images: Number of images in all items, ``None`` if it is not known.
         visible: Whether the user wants to see it at all.
         size: Number of images in an item.

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         "--category",
         choices=[*CATEGORIES, "all"],
         default="weave",
-        help="surface to train on, or all of them, each with a model of its own",
+        help="surface to train on, or all of them, with one model each",
     )
     parser.add_argument("--root", type=Path, default=Path("results"), help="results folder")
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")

@@ -161,7 +161,7 @@ def mistake(error: BaseException) -> str | None:
         return sentence
     if frame.f_code.co_name in {"_create_test_split", "_create_val_split"}:
         return (
-            f"{counted(len(frame.f_locals['self'].train_data), 'normal image')} can't be shared out among training, "
+            f"{counted(len(frame.f_locals['self'].train_data), 'normal image')} can't be split into training, "
             "validation and test; add normal images (five are enough), or use --data.test_split_mode none "
             "--data.val_split_mode none."
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from anomalib_osdirf.arguments import positive
 from anomalib_osdirf.data.parts import Parts, find_parts
+from anomalib_osdirf.errors import last_line
 from anomalib_osdirf.progress import box
 from anomalib_osdirf.terminal import quiet
 
@@ -88,7 +89,7 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
         The run folder and its page, ``None`` where that could not be made.
 
     Raises:
-        TrainError: If weights can't be had.
+        TrainError: If the weights are not available.
         ModuleNotFoundError: If packages of the extra ``openvino`` are missing.
     """
     from anomalib.cli import AnomalibCLI
@@ -107,7 +108,7 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
         cli = AnomalibCLI(["train", *arguments], run=False)
         model, engine = cli.model, cli.engine
         if not has_an_end(model):
-            msg = f"--model {model.name} trains by gradient and has no end of its own"
+            msg = f"--model {model.name} trains by gradient and does not say for how long"
             raise TrainError(f"{msg}; use anomalib train with --trainer.max_epochs.")
         _load_weights(model)
         callbacks = cli.config_init.train.trainer.callbacks
@@ -123,8 +124,9 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
         try:
             engine.export(model, "openvino", export_root=folder, ckpt_path=engine.best_model_path or None)
         except Exception as error:  # noqa: BLE001 - whatever an export fails of, the training is not lost
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            logger.warning("%s is not exported to OpenVINO (%s); its checkpoint is complete.", model.name, reason)
+            logger.warning(
+                "%s is not exported to OpenVINO (%s); its checkpoint is complete.", model.name, last_line(error)
+            )
         else:
             measure_latencies(folder)
     return folder, write_page_or_warn([folder], folder / PAGE_NAME)
@@ -167,7 +169,7 @@ def _model_class(name: str) -> Any:  # noqa: ANN401
     if name not in known:
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(known))}."
-        raise TrainError(f"--model {name} is no model of anomalib's; {hint}")
+        raise TrainError(f"--model {name} is not an anomalib model; {hint}")
     return known[name]
 
 
@@ -266,5 +268,5 @@ def _share(text: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.01")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.01")
     return share

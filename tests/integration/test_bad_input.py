@@ -48,7 +48,7 @@ def test_constructor(arguments: dict[str, Any], message: str, tiny: MakeModel) -
 def test_missing_weights_file_is_found_before_any_image_is_read(
     folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"backbone_weights='gone.safetensors' does not exist"):
+    with pytest.raises(ValueError, match=r"backbone_weights='gone.safetensors'"):
         engine().fit(tiny(pre_trained=True, backbone_weights="gone.safetensors"), datamodule=folder())
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
 
@@ -67,7 +67,7 @@ def test_random_weights_are_never_a_silent_fallback(
 
 
 def test_image_too_small_for_the_grid(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:
-    with pytest.raises(ValueError, match="grid_size=8 with a layer of stride 16 needs images of at least 128 x 128"):
+    with pytest.raises(ValueError, match=r"grid_size=8.*128 x 128"):
         engine().fit(tiny(grid_size=8), datamodule=folder())
 
 
@@ -77,7 +77,7 @@ def test_one_training_image(
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "00.png").write_bytes((parts / "train/good/00.png").read_bytes())
     datamodule = folder(normal_dir=tmp_path / "one")
-    with pytest.raises(ValueError, match="at least two normal images, the data set has 1"):
+    with pytest.raises(ValueError, match="two normal images"):
         engine().fit(tiny(), datamodule=datamodule)
 
 
@@ -195,6 +195,6 @@ def test_checkpoint_of_the_first_release(
         lambda: engine().export(OSDIRF(), "torch", export_root=tmp_path / "out", ckpt_path=tmp_path / "old.ckpt"),
         lambda: load_scorer(tmp_path / "old.ckpt"),
     ):
-        with pytest.raises(ValueError, match="holds an OSDIRF of an earlier version of anomalib-osdirf") as error:
+        with pytest.raises(ValueError, match="ckpt_path holds an OSDIRF") as error:
             action()
         assert "\n" not in str(error.value)

@@ -133,7 +133,7 @@ def test_no_argument_needs_repeating(finished: Finished, folder: MakeFolder, eng
 def test_argument_that_disagrees_with_the_checkpoint(
     finished: Finished, folder: MakeFolder, engine: MakeEngine
 ) -> None:
-    with pytest.raises(ValueError, match="timestep_n=5 disagrees with the checkpoint, which has timestep_n=200; leave"):
+    with pytest.raises(ValueError, match=r"timestep_n=5 .*timestep_n=200"):
         engine().test(_small(timestep_n=5), datamodule=folder(), ckpt_path=finished.checkpoint)
 
 
@@ -211,7 +211,7 @@ def test_loss_that_is_not_finite_stops_training(folder: MakeFolder, engine: Make
             if trainer.global_step == 3:
                 module.model.networks["reconstruction"].unet.conv_out.bias.data.fill_(float("nan"))
 
-    with pytest.raises(RuntimeError, match=r"stopped at step 3 because the loss became nan; .* kept in \S+;"):
+    with pytest.raises(RuntimeError, match=r"step 3 .* nan"):
         engine(callbacks=[Poison()]).fit(_small(), datamodule=folder())
 
 
@@ -405,20 +405,20 @@ def test_constructor(arguments: dict[str, Any], message: str) -> None:
 def test_missing_folder_is_found_before_anything_is_written(
     name: str, folder: MakeFolder, engine: MakeEngine, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"{name}='gone' is not a folder"):
+    with pytest.raises(ValueError, match=f"{name}='gone'"):
         engine().fit(_small(**{name: "gone"}), datamodule=folder())
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
 
 
 def test_missing_foreground_mask(folder: MakeFolder, engine: MakeEngine, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "00.png"), np.ones((8, 8), np.uint8))
-    with pytest.raises(ValueError, match="foreground_masks has no mask for 11 of the training images"):
+    with pytest.raises(ValueError, match=r"foreground_masks .* 11"):
         engine().fit(_small(foreground_masks=str(tmp_path)), datamodule=folder())
 
 
 def test_image_size_that_does_not_fit(folder: MakeFolder, engine: MakeEngine) -> None:
     model = _small(pre_processor=DiffusionAD.configure_pre_processor((80, 64)))
-    with pytest.raises(ValueError, match=r"Images of 80 x 64 pixels do not fit .* such as 96 x 64"):
+    with pytest.raises(ValueError, match=r"80 x 64 .* 96 x 64"):
         engine().fit(model, datamodule=folder())
 
 

@@ -153,7 +153,7 @@ def test_a_finished_training_gets_other_thresholds_without_training(
 def test_other_thresholds_need_a_training_to_be_set(
     trained: Trained, parts: Path, engine: Callable[..., Engine]
 ) -> None:
-    with pytest.raises(ValueError, match=r"false_alarm_rate=0.2 disagrees with the checkpoint, which has other thresh"):
+    with pytest.raises(ValueError, match=r"false_alarm_rate=0.2"):
         engine().test(OSDIRF(false_alarm_rate=RATE), datamodule=small_folder(parts), ckpt_path=trained.checkpoint)
 
 
@@ -170,13 +170,13 @@ def test_images_that_do_not_vary_have_no_threshold(parts: Path, tmp_path: Path, 
     for index in range(10):
         shutil.copy(parts / "train/good/00.png", folder / f"{index}.png")
     model = OSDIRF(**TINY, seed=0, false_alarm_rate=RATE, pre_processor=pre_processor())
-    with pytest.raises(ValueError, match=r"All \d+ normal images have the score .+, so they have no threshold"):
+    with pytest.raises(ValueError, match=r"All \d+ normal images"):
         engine().fit(model, datamodule=Folder("same", root=tmp_path, normal_dir="same", num_workers=0, seed=0))
 
 
 def test_too_few_images_are_refused_before_the_training(parts: Path, engine: Callable[..., Engine]) -> None:
     model = OSDIRF(**TINY, false_alarm_rate=0.01, pre_processor=pre_processor())
-    with pytest.raises(ValueError, match="from 12 training images, each held out: give 99 or more"):
+    with pytest.raises(ValueError, match=r"false_alarm_rate=.* 12 training images.* 99 or more"):
         engine().fit(model, datamodule=small_folder(parts))
     assert model.trainer.global_step == 0
 
@@ -187,7 +187,7 @@ def test_a_refusal_at_the_end_keeps_the_training(parts: Path, tmp_path: Path, en
     session, model = engine(), OSDIRF(**TINY, false_alarm_rate=0.01, pre_processor=pre_processor())
     data.trainer = SimpleNamespace(model=model)
     data.setup("fit")
-    with pytest.raises(ValueError, match="can't be had from 4 held-out normal images: give 99 or more"):
+    with pytest.raises(ValueError, match=r"false_alarm_rate=.*give 99 or more"):
         session.fit(model, train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
     (checkpoint,) = tmp_path.rglob("model.ckpt")
     kept = OSDIRF.load_from_checkpoint(checkpoint)
@@ -196,7 +196,7 @@ def test_a_refusal_at_the_end_keeps_the_training(parts: Path, tmp_path: Path, en
 
 
 def test_a_rate_and_another_post_processor_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"false_alarm_rate=0.1 and a FalseAlarmPostProcessor can't be had together"):
+    with pytest.raises(ValueError, match=r"false_alarm_rate=0.1 and a FalseAlarmPostProcessor"):
         OSDIRF(**TINY, false_alarm_rate=0.1, post_processor=FalseAlarmPostProcessor(0.2))
 
 

@@ -61,14 +61,14 @@ def test_malicious_checkpoints_are_refused(
         lambda: DiffusionAD.load_from_checkpoint(malicious),
         lambda: load_scorer(malicious),
     ):
-        with pytest.raises(ValueError, match=r"model\.ckpt' is refused: reading it would run code"):
+        with pytest.raises(ValueError, match=r"model\.ckpt' is refused"):
             action()
 
 
 def test_malicious_weights_are_refused(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     torch.save({"conv_stem.weight": Malice(trace)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"weights\.pth' can't be read as a \.safetensors or \.pth weights file"):
+    with pytest.raises(ValueError, match=r"backbone_weights=.*weights\.pth'"):
         build_backbone("test_efficientnet", None, 4).load_pretrained(tmp_path / "weights.pth")
     assert not trace.exists()
 
@@ -80,7 +80,7 @@ def test_broken_checkpoints_are_named(trained: Any, folder: MakeFolder, engine: 
         lambda: OSDIRF.load_from_checkpoint(tmp_path / "model.ckpt"),
         lambda: load_scorer(tmp_path / "model.ckpt"),
     ):
-        with pytest.raises(ValueError, match=r"model\.ckpt' can't be read \(truncated"):
+        with pytest.raises(ValueError, match=r"model\.ckpt'"):
             action()
 
 

@@ -81,7 +81,7 @@ def test_no_argument_needs_repeating(trained: Any, folder: MakeFolder, engine: M
 
 
 def test_argument_that_disagrees_with_the_checkpoint(trained: Any, folder: MakeFolder, engine: MakeEngine) -> None:
-    with pytest.raises(ValueError, match=r"timestep=700 disagrees with the checkpoint, which has timestep=200; leave"):
+    with pytest.raises(ValueError, match=r"timestep=700 .*timestep=200"):
         engine().test(OSDIRF(timestep=700), datamodule=folder(), ckpt_path=trained.checkpoint)
 
 
@@ -220,9 +220,7 @@ def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
                 module.model.network.denoiser.network.output.bias.data.fill_(float("nan"))
 
     run = engine(callbacks=[Poison()])
-    with pytest.raises(
-        RuntimeError, match=r"stopped at step 3 because the loss became nan; .* kept in (\S+);"
-    ) as error:
+    with pytest.raises(RuntimeError, match=r"step 3 .* nan; .* in (\S+);") as error:
         run.fit(tiny(), datamodule=folder())
     kept = str(error.value).split("kept in ")[1].split(";")[0]
     state = torch.load(kept, weights_only=True)["state_dict"]

@@ -148,7 +148,7 @@ def test_training_that_can_not_be_shared(
 
 def test_more_processes_than_images(folder: MakeFolder, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DiffusionTraining, "processes", Processes(0, 13))
-    with pytest.raises(ValueError, match="13 processes can't share 12 training images; use --trainer"):
+    with pytest.raises(ValueError, match=r"13 processes.* --trainer.devices 12"):
         engine().fit(tiny(OSDIRF), datamodule=folder())
 
 
@@ -157,9 +157,7 @@ def test_splits_that_differ_between_processes(
     folder: MakeFolder, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SingleDeviceStrategy, "broadcast", lambda _, thing: {} if isinstance(thing, dict) else thing)
-    with pytest.raises(
-        ValueError, match=r"by chance, each of the 2 .* differently; give it a seed, as in --data\.seed 0"
-    ):
+    with pytest.raises(ValueError, match=r"--data\.seed 0"):
         engine().fit(tiny(OSDIRF), datamodule=folder())
 
 
@@ -168,5 +166,5 @@ def test_strategies_that_share_weights_out_are_refused(
     strategy: type, folder: MakeFolder, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, strategy.__name__, SingleDeviceStrategy)
-    with pytest.raises(ValueError, match=r"strategy=SingleDeviceStrategy is not supported; use ddp\."):
+    with pytest.raises(ValueError, match=r"strategy=SingleDeviceStrategy.*ddp"):
         engine().fit(tiny(OSDIRF), datamodule=folder())

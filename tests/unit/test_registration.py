@@ -65,19 +65,19 @@ def test_reloaded_model_takes_the_place_of_its_former_self(make_model: MakeModel
 
 @pytest.mark.parametrize("name", ["Padim", "PADIM", "CFM"])
 def test_models_of_anomalib_are_not_shadowed(make_model: MakeModel, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} can't be registered with anomalib, which has anomalib\.models\."):
+    with pytest.raises(ValueError, match=rf"{name} .* anomalib\.models\."):
         register(make_model(name))
     assert anomalib.models.Padim is Padim
 
 
 def test_functions_of_anomalib_are_not_shadowed(make_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match=r"has anomalib\.models\.get_model under that name already"):
+    with pytest.raises(ValueError, match=r"anomalib\.models\.get_model"):
         register(make_model("get_model"))
     assert anomalib.models.get_model is get_model
 
 
 def test_indirect_subclass_is_refused(make_model: MakeModel) -> None:
-    with pytest.raises(TypeError, match="must be a direct subclass of AnomalibModule"):
+    with pytest.raises(TypeError, match="AnomalibModule"):
         register(make_model(base=Padim))
 
 
@@ -116,6 +116,6 @@ def test_anomalibs_benchmark_finds_our_datamodules_by_every_name() -> None:
 
 def test_datamodules_of_anomalib_are_not_shadowed() -> None:
     original = anomalib.data.Folder
-    with pytest.raises(ValueError, match=r"Folder can't be registered: anomalib.data has anomalib\.data\..*Folder"):
+    with pytest.raises(ValueError, match=r"Folder .*anomalib\.data\..*Folder"):
         register_datamodule(type("Folder", (SyntheticSurfaces,), {}))
     assert anomalib.data.Folder is original

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, and the parent of all runs."""
+"""The benchmark's command line, which starts all runs."""
 
 import argparse
 import json
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         "finished is not done again, so an interrupted benchmark goes on where it was.",
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/benchmark.yaml")
-    parser.add_argument("--output", type=Path, help="folder for results, in the place of the file's report.output")
+    parser.add_argument("--output", type=Path, help="folder for results, instead of the file's report.output")
     parser.add_argument(
         "--quiet", action="store_true", help="print nothing but errors; the report is written all the same"
     )
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 
 def perform(plan: Plan, console: Console) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Do what is not done yet.
+    """Do the runs and measurements that are not done yet.
 
     Args:
         plan: The benchmark.
@@ -107,7 +107,7 @@ def perform(plan: Plan, console: Console) -> tuple[dict[str, dict[str, Any]], di
 
 
 class _Clock:
-    """Estimates the time left by the mean of what was done; what a benchmark found finished took none and is left out.
+    """Estimates the remaining time by the mean of the parts done; parts found finished don't count.
 
     Args:
         total: Number of parts.
@@ -119,14 +119,14 @@ class _Clock:
         self._measured: list[float] = []
 
     def tick(self, seconds: float) -> None:
-        """Count a part that took so long."""
+        """Count a part and its duration."""
         self.done += 1
         if seconds > 1:
             self._measured.append(seconds)
 
     @property
     def left(self) -> str:
-        """The time left in words, nothing while it is unknown."""
+        """The remaining time as text; empty while unknown."""
         if not self._measured:
             return ""
         return f", about {duration(sum(self._measured) / len(self._measured) * (self.total - self.done))} left"
@@ -138,10 +138,10 @@ def finish(one: Run, plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
     Args:
         one: The run.
         plan: The benchmark that it belongs to.
-        tell: Called about once a second with what the run is doing, in words.
+        tell: Called about once a second with a description of what the run is doing.
 
     Returns:
-        What the run wrote.
+        The run's result.
     """
     folder = one.folder(plan.output)
     result = _read(folder / run.RESULT)
@@ -181,7 +181,7 @@ def _speed(label: str, plan: Plan, results: dict[str, dict[str, Any]]) -> dict[s
 def _in_a_process(
     module: str, folder: Path, job: dict[str, Any], tell: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Do a job in a process of its own: its memory is its own, and so is its end."""
+    """Do a job in its own process, so that memory is measured per job and a crash ends only that job."""
     shutil.rmtree(folder, ignore_errors=True)
     run.write_json(folder / run.JOB, job)
     heartbeat = folder / HEARTBEAT

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models that compete on equal terms: metrics, image size, backbone weights from a file, a limit to their training."""
+"""Benchmark entries: models with the same metrics, image size and backbone weights, and a limit to their training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,10 +34,10 @@ class Entry:
     """A model of the benchmark.
 
     Attributes:
-        name: What it is called in tables.
+        name: Name in tables.
         class_path: anomalib model, by name or by path.
         init_args: Its arguments.
-        max_epochs: Epochs to train; for models that train by gradient and have no end of their own.
+        max_epochs: Epochs to train; for models that train by gradient and don't set a duration.
     """
 
     name: str
@@ -138,7 +138,7 @@ def build_model(
 
 
 def check_weights(files: Mapping[str, str]) -> None:
-    """Refuse a weights file that is not there.
+    """Refuse a missing weights file.
 
     Raises:
         ValueError: If so.
@@ -153,7 +153,7 @@ def parse_model(entry: Entry) -> tuple[ArgumentParser, Namespace]:
     """Check an entry's class and arguments.
 
     Returns:
-        The parser, and what it made of the arguments.
+        The parser and the parsed arguments.
 
     Raises:
         ValueError: If one is unknown or impossible.
@@ -221,7 +221,7 @@ def _suggestion(name: str, known: set[str]) -> str:
 
 @contextmanager
 def local_weights(files: Mapping[str, str]) -> Iterator[None]:
-    """Have timm take backbones' weights from files or installed packages, for models that have no argument for that."""
+    """Make timm load backbone weights from files or installed packages, for models without such an argument."""
     original = timm.create_model
 
     def create_model(model_name: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -241,7 +241,7 @@ def local_weights(files: Mapping[str, str]) -> Iterator[None]:
 
 
 class _EpochLimit(Callback):
-    """Ends a training in time; set before optimisers are made, since their schedules may ask for it.
+    """Limits the epochs; set before optimisers are created, since their schedules may read it.
 
     Args:
         max_epochs: Epochs to train.
@@ -258,7 +258,7 @@ class _EpochLimit(Callback):
 
 
 def _end_training(model: AnomalibModule, entry: Entry) -> None:
-    """Give a training an end: a benchmark passes no trainer arguments, and Lightning's default is 1000 epochs."""
+    """Limit a training: a benchmark passes no trainer arguments, and Lightning's default is 1000 epochs."""
     if entry.max_epochs is not None:
         own, limit = model.configure_callbacks, _EpochLimit(entry.max_epochs)
         model.configure_callbacks = lambda: [*own(), limit]  # type: ignore[method-assign,misc]
@@ -268,7 +268,7 @@ def _end_training(model: AnomalibModule, entry: Entry) -> None:
 
 
 def has_an_end(model: AnomalibModule) -> bool:
-    """Tell whether a model says how long to train; Lightning's default is 1000 epochs."""
+    """Return whether a model sets its training's duration; Lightning's default is 1000 epochs."""
     return (
         isinstance(model, DiffusionTraining)
         or bool(model.trainer_arguments.keys() & {"max_epochs", "max_steps"})

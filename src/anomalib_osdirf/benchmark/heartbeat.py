@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is doing, told to the process that waits for it."""
+"""Progress of a run, reported to the process that waits for it."""
 
 import time
 from pathlib import Path

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a configuration file asks for: runs, and how to measure and report them."""
+"""Reads a benchmark's configuration: its runs, and how to measure and report them."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ class Run:
     Attributes:
         entry: The model.
         data: Its data: ``class_path`` and ``init_args``.
-        label: What the data set is called in tables.
+        label: Name of the data set in tables.
         seed: Seed of the run.
         backbone_weights: Files of backbones' weights by name.
         image_size: Side of the images.
@@ -46,12 +46,12 @@ class Run:
     openvino: bool
 
     def job(self) -> dict[str, Any]:
-        """Return all that decides the outcome, as plain values."""
+        """Return everything that determines the result, as plain values."""
         return {**vars(self), "entry": self.entry.as_dict()}
 
     @property
     def digest(self) -> str:
-        """Short checksum of the job: another one is another run."""
+        """Short checksum of the job, which identifies the run."""
         return digest(self.job())
 
     def folder(self, output: Path) -> Path:
@@ -96,13 +96,13 @@ def read_plan(file: Path, output: Path | None = None) -> Plan:
 
     Args:
         file: The file.
-        output: Output folder in the place of the file's.
+        output: Output folder instead of the file's.
 
     Returns:
-        What it asks for.
+        The benchmark.
 
     Raises:
-        ValueError: If it can't be read, or asks for something unknown or impossible.
+        ValueError: If it can't be read, or has an unknown or impossible setting.
     """
     config = _load(file)
     _check_keys("the configuration", config, _SECTIONS)
@@ -208,7 +208,7 @@ def _run(one: dict[str, Any], accelerator: str, openvino: bool) -> Run:
 
 
 def _labelled(runs: list[Run]) -> list[Run]:
-    """Tell data sets of one name apart by their class."""
+    """Add the class to the names of data sets that have the same one."""
     by_label: dict[str, set[str]] = {}
     for run in runs:
         by_label.setdefault(run.label, set()).add(digest(run.data))

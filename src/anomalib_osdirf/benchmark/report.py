@@ -34,7 +34,7 @@ _MARKERS = "osD^vP*X<>hd"
 
 @dataclass
 class Outcome:
-    """What was written.
+    """The result of a report.
 
     Attributes:
         markdown: The tables.
@@ -125,7 +125,7 @@ def rows(
 def figures(plan: Plan, table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Figure]]:
     """Average each metric of each model over categories and seeds.
 
-    A model that failed anywhere has no figures: a mean over other categories than the peers' does not compare.
+    A model with a failed run has no figures: means over different categories can't be compared.
     """
     result: dict[str, dict[str, Figure]] = {}
     for model in plan.models:
@@ -250,7 +250,7 @@ def _listing(title: str, reasons: Mapping[str, str]) -> str:
 def _problems(
     runs: Iterable[Run], results: Mapping[str, dict[str, Any]], speeds: Mapping[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """Say what failed: runs, and measurements of speed."""
+    """List what failed: runs and speed measurements."""
     found = {
         f"{run.entry.name} on {run.label}, seed {run.seed}": str(results[run.digest]["error"])
         for run in runs

@@ -1,8 +1,8 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""One training and test, in a process of its own: ``python -m anomalib_osdirf.benchmark.run FOLDER``.
+"""One training and test, in its own process: ``python -m anomalib_osdirf.benchmark.run FOLDER``.
 
-The folder has the job as ``job.json``; ``result.json`` appears in it when all is done, and never in part.
+The folder has the job as ``job.json``; ``result.json`` is written atomically at the end.
 """
 
 import json
@@ -34,7 +34,7 @@ JOB, RESULT, CHECKPOINT = "job.json", "result.json", "weights/model.ckpt"
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write a file in whole or not at all."""
+    """Write a file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
@@ -89,7 +89,7 @@ def perform(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def by_category(measured: dict[str, float], label: str) -> dict[str, dict[str, float]]:
-    """Sort metrics by category; those of a single data set go under its name, means are left to the report."""
+    """Group metrics by category; those of a single data set go under its name, and means are dropped."""
     result: dict[str, dict[str, float]] = {}
     for name, value in measured.items():
         category, _, metric = name.rpartition("/")
@@ -99,20 +99,20 @@ def by_category(measured: dict[str, float], label: str) -> dict[str, dict[str, f
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Say what the figures were measured on."""
+    """Describe the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _use_all_test_images(data: Any) -> None:  # noqa: ANN401
-    """Leave no test image out: the metrics have no threshold, so none needs images of its own."""
+    """Test on all test images: the metrics need no threshold, so none are set aside for validation."""
     for one in [data, *getattr(data, "categories", {}).values()]:
         if getattr(one, "val_split_mode", None) == ValSplitMode.FROM_TEST:
             one.val_split_mode = ValSplitMode.SAME_AS_TEST
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Return the most that this process had: of the GPU's memory, or of the machine's where it used no GPU."""
+    """Return the peak memory of this process: the GPU's, or the machine's if it used no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -123,7 +123,7 @@ def _peak_memory(device: torch.device) -> int | None:
 
 
 def _openvino_size(engine: Engine, model: Any, folder: Path, size: int | None) -> dict[str, Any]:  # noqa: ANN401
-    """Return bytes of the OpenVINO export, or why there is none: not every model of anomalib's has one."""
+    """Return the size of the OpenVINO export in bytes, or the error: not every anomalib model has one."""
     fixed = None if isinstance(model, DiffusionTraining) or size is None else (size, size)
     try:
         exported = Path(str(engine.export(model, "openvino", folder / "work" / "export", input_size=fixed)))

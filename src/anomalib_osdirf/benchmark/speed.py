@@ -1,8 +1,8 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images per second of finished models, taking turns: ``python -m anomalib_osdirf.benchmark.speed FOLDER``.
+"""Throughput of trained models, in turns: ``python -m anomalib_osdirf.benchmark.speed FOLDER``.
 
-Models that are measured one after the other meet different clock rates and neighbours; in turns, all meet the same.
+Clock rates and other load on the machine change over time. Measured in turns, all models meet the same conditions.
 """
 
 import json
@@ -55,7 +55,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _turns(one: dict[str, Any], device: torch.device) -> tuple[dict[int, Callable[[], float]], str | None]:
-    """Load a model and return its warm timers by batch size, or say why it has none."""
+    """Load a model and return its warmed-up timers by batch size, or the error."""
     try:
         prepared = _prepare(one, device)
         turns = {batch_size: _turn(prepared, batch_size) for batch_size in BATCH_SIZES}
@@ -96,7 +96,7 @@ def _turn(prepared: tuple[torch.nn.Module, torch.Tensor], batch_size: int) -> Ca
 
 
 def main(folder: Path) -> int:
-    """Measure what the job of a folder names, and write the result.
+    """Do the measurement of a folder's job, and write the result.
 
     Returns:
         The exit status.

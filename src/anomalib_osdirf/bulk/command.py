@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], program: str) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Score many images with an exported model of any of anomalib's kinds. What is finished is not done "
+        description="Score many images with an export of any anomalib model. What is finished is not done "
         "again: an interrupted run goes on where it was with the same command, and new images of a folder are added.",
     )
     parser.add_argument("--model", type=Path, required=True, help=".xml or .onnx file, or a results folder")
@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace) -> "Totals":
 
 
 def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Namespace) -> str:
-    """Score images into a store, and say how it went."""
+    """Score images into a store, and report the totals."""
     from anomalib_osdirf.bulk.pipeline import RayError, score, started
 
     visible = not options.quiet
@@ -182,7 +182,7 @@ def _lines(name: str, scored: str, totals: "Totals", options: argparse.Namespace
 
 
 def _digest(model: Path) -> str:
-    """Describe a model by what is in its files, its settings among them."""
+    """Return a digest of a model's files, settings included."""
     described = hashlib.sha256()
     for suffix in _FILES[model.suffix]:
         file = model.with_suffix(suffix)
@@ -198,6 +198,6 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        msg = f"{text!r} is no number of seconds"
+        msg = f"{text!r} is not a number of seconds"
         raise argparse.ArgumentTypeError(msg)
     return seconds

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are to be scored."""
+"""Lists the images to score."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from anomalib_osdirf.inference.reading import IMAGE_SUFFIXES
 
 
 class ListingError(ValueError):
-    """No images to score; its message says why."""
+    """No images to score; the message says why."""
 
 
 def list_images(wanted: str) -> list[str]:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ray: where it runs, and how images go through it."""
+"""Ray: starting it, and the scoring pipeline."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from anomalib_osdirf.bulk.rows import Job, Worker
+from anomalib_osdirf.errors import last_line
 from anomalib_osdirf.progress import step
 
 _MOST_ROWS = 32  # of a task; what a killed run has done in vain
@@ -27,7 +28,7 @@ _PATIENCE = 10  # seconds
 
 
 class RayError(RuntimeError):
-    """Ray can't start, or stopped; its message says why."""
+    """Ray can't start, or stopped; the message says why."""
 
 
 @contextmanager
@@ -36,11 +37,11 @@ def started(address: str | None, verbose: bool, visible: bool) -> Iterator[int]:
 
     Args:
         address: A cluster's address; ``None`` for this machine.
-        verbose: Whether to show what Ray has to say.
-        visible: Whether to show that it is being started.
+        verbose: Whether to show Ray's messages.
+        visible: Whether to show that it is starting.
 
     Yields:
-        The number of CPUs that there are.
+        The number of CPUs.
 
     Raises:
         RayError: If Ray can't be started or reached.
@@ -79,10 +80,10 @@ def _start(address: str | None, verbose: bool, folder: Path | None) -> int:
                 address or "local", log_to_driver=verbose, logging_level=level, **({} if folder is None else local)
             )
     except Exception as error:  # Ray raises what it comes upon
-        msg = f"Ray can't be started ({_last_line(error)})."
+        msg = f"Ray can't be started ({last_line(error)})."
         if address is not None:
             msg = (
-                f"--address {address!r} is no Ray cluster that answers ({_last_line(error)}); on one of its machines "
+                f"--address {address!r} is no Ray cluster that answers ({last_line(error)}); on one of its machines "
                 "use --address auto, and if it asks for a token, have RAY_AUTH_MODE=token in the environment."
             )
         raise RayError(msg) from error
@@ -94,9 +95,9 @@ def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator
 
     Args:
         paths: Absolute paths, as the file system has them.
-        job: What the workers are told.
+        job: The workers' settings.
         workers: Number of workers, each with as many CPUs as it has threads.
-        verbose: Whether Ray shows bars of its own.
+        verbose: Whether Ray shows its own progress bars.
 
     Yields:
         Rows, in the order in which they are done.
@@ -123,12 +124,12 @@ def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator
         )
         yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:  # Ray raises what it comes upon
-        msg = f"Ray stopped ({_last_line(error)}); the same command goes on where it was."
+        msg = f"Ray stopped ({last_line(error)}); the same command goes on where it was."
         raise RayError(msg) from error
 
 
 class _Actor:
-    """A worker in a process of its own, which Ray starts again if it dies, and its task with it."""
+    """A worker process, which Ray restarts with its task if it dies."""
 
     def __init__(self, job: Job) -> None:
         import ray
@@ -148,7 +149,7 @@ def _knock(address: str) -> None:
 
 
 def _set_environment(address: str | None, verbose: bool) -> None:
-    """Say to Ray what it reads from the environment, most of it when it is first imported."""
+    """Set Ray's environment variables, most of which it reads on import."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         # For this run alone, and keeps others on this machine out; Ray would leave a token in the home folder.
@@ -162,7 +163,7 @@ def _set_environment(address: str | None, verbose: bool) -> None:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Drop what is written to the error stream from outside Python: Ray says there that it was told to be silent."""
+    """Discard output to the error stream from outside Python, where Ray reports that it was told to be silent."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -177,9 +178,3 @@ def _short_folder() -> str | None:
     """Return a folder for temporary files whose path leaves room for Ray's sockets."""
     short = Path("/tmp")
     return str(short) if len(tempfile.gettempdir()) > _LONGEST_FOLDER and short.is_dir() else None
-
-
-def _last_line(error: BaseException) -> str:
-    """Return what an error says in the end: Ray puts the worker's traceback first."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip()[:300] if lines else type(error).__name__

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""From an image file to its row. Neither Ray nor, for exported models, torch is imported."""
+"""Scores an image file to a row. Imports neither Ray nor, for exported models, torch."""
 
 import json
 import os
@@ -35,7 +35,7 @@ _MOST_DEATHS = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told."""
+    """A worker's settings."""
 
     model: str
     threads: int
@@ -47,7 +47,7 @@ class Worker:
     """A loaded model that makes rows of image files.
 
     Args:
-        job: What it is told.
+        job: Its settings.
         witness: File that outlives this process if model or image kills it, on the same machine.
 
     Raises:
@@ -73,7 +73,7 @@ class Worker:
             paths: Absolute paths, as the file system has them.
 
         Returns:
-            A row of `SCHEMA` for each, whatever is wrong with it.
+            A row of `SCHEMA` for each, with the error if it could not be scored.
         """
         table = pa.Table.from_pylist([self._row(os.fsdecode(path)) for path in paths], SCHEMA)
         self._witness.close()
@@ -106,10 +106,10 @@ class Worker:
 
 
 class Witness:
-    """Remembers what a process was at when it died, and how often that happened.
+    """Records which image a process was scoring when it died, and how often.
 
     Args:
-        file: Where to; it is there only while something is being done.
+        file: The record, which exists only during the work.
     """
 
     def __init__(self, file: Path) -> None:
@@ -127,7 +127,7 @@ class Witness:
         self._file.write_text(json.dumps({"deaths": self.deaths, "current": path}), encoding="utf-8")
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Delete the record."""
         self._file.unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The scores on disk: parts that are whole or not there while they are made, one file in the end."""
+"""Scores on disk: parts that are written atomically during a run, and merged into one file."""
 
 import json
 import os
@@ -24,12 +24,12 @@ _ROWS_OF_A_GROUP = 100_000
 
 
 class StoreError(ValueError):
-    """Scores that this run can't be joined with; its message says why and what to do."""
+    """Existing scores that this run can't continue; the message says why and what to do."""
 
 
 @dataclass
 class Totals:
-    """What a file of scores has in it."""
+    """Totals of a file of scores."""
 
     images: int = 0
     anomalous: int = 0
@@ -49,7 +49,7 @@ class Totals:
 
 
 class Store:
-    """Scores in the making: parts in a folder beside the file that they become.
+    """Scores of a run in progress: parts in a folder beside the final file.
 
     Args:
         output: The file.
@@ -57,7 +57,7 @@ class Store:
         seconds: How often a part is written.
 
     Raises:
-        StoreError: If what is there is of other settings.
+        StoreError: If the existing scores have other settings.
     """
 
     def __init__(self, output: Path, settings: dict[str, Any], seconds: float) -> None:
@@ -71,22 +71,22 @@ class Store:
             self._check(file, settings)
 
     def finished(self, retry_errors: bool) -> set[str]:
-        """Return the paths of all images that need no scoring.
+        """Return the paths of all images that are done.
 
         Args:
-            retry_errors: Whether those with an error do.
+            retry_errors: Whether images with an error count as not done.
         """
         scored, failed = self._paths()
         return scored if retry_errors else scored | failed
 
     def add(self, rows: pa.Table) -> None:
-        """Take rows of `SCHEMA`, and write them down if it is time."""
+        """Add rows of `SCHEMA`, and write a part if it is due."""
         self._waiting.append(rows)
         if time.monotonic() - self._written >= self._seconds:
             self.flush()
 
     def flush(self) -> None:
-        """Write down what was taken."""
+        """Write the rows added since the last part."""
         if self._waiting:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write(self.folder / f"{time.time_ns():020d}-{os.getpid()}.parquet", self._waiting)
@@ -168,7 +168,7 @@ class Store:
 
 
 def write_csv(scores: Path, output: Path) -> None:
-    """Write a file of scores as CSV, whole or not at all, boxes as four numbers with spaces between."""
+    """Write a file of scores as CSV, atomically, boxes as four numbers separated by spaces."""
     unfinished = output.with_name(f".{output.name}.partial")
     try:
         with csv.CSVWriter(unfinished, _CSV) as writer:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The data set that the package brings along, and many categories as one."""
+"""The embedded data set, and a datamodule for many categories."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the broken files of data sets beforehand, leaving them out, and listing them."""
+"""Finds broken files in data sets beforehand, skips and lists them."""
 
 import csv
 import logging
@@ -23,14 +23,14 @@ _THREADS = 4
 
 
 def skip_broken(datasets: Iterable[Any], visible: bool) -> dict[str, str]:
-    """Take samples with a broken image or mask out of anomalib's data sets, in place.
+    """Remove samples with a broken image or mask from anomalib's data sets, in place.
 
     Args:
         datasets: Data sets of samples or of image files; others are left as they are.
-        visible: Whether to show how far it is.
+        visible: Whether to show progress.
 
     Returns:
-        What is wrong, by the file of the image.
+        The reason by image file.
     """
     datasets = list(datasets)
     files = [list(_files_of(dataset)) for dataset in datasets]
@@ -55,7 +55,7 @@ def report(found: Mapping[str, str], file: Path) -> None:
     """List broken files in a CSV file, and name the first of them in a warning; without any, remove an earlier list.
 
     Args:
-        found: What is wrong, by the file of the image.
+        found: The reason by image file.
         file: The CSV file, with columns ``image_path`` and ``error``.
     """
     if not found:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Test metrics and pictures per category, metrics on scores as the model gives them."""
+"""Test metrics and pictures per category; metrics use the model's raw scores."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ _SCORE: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image
 
 
 class F1OwnThreshold(F1Score):
-    """F1 of the labels that a threshold of the category's own gives."""
+    """F1 score at the category's own threshold."""
 
 
 class CategoryEvaluator(Evaluator):
@@ -53,7 +53,7 @@ class CategoryEvaluator(Evaluator):
         self._own_f1: dict[str, F1OwnThreshold] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew, and find the categories' own thresholds if they are wanted."""
+        """Reset, and find the categories' own thresholds if requested."""
         super().on_test_start(trainer, pl_module)
         self._metrics.clear()
         self._own_f1.clear()
@@ -110,7 +110,7 @@ class CategoryEvaluator(Evaluator):
         pl_module.log_dict(logged, sync_dist=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the visualizer as it was."""
+        """Restore the visualizer."""
         super().on_test_end(trainer, pl_module)
         self._unsort_pictures(pl_module)
 
@@ -123,17 +123,17 @@ class CategoryEvaluator(Evaluator):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Have pictures of a prediction sorted too."""
+        """Save pictures of a prediction by category, too."""
         del outputs, batch_idx, dataloader_idx
         self._sort_pictures(trainer, pl_module, self._category(batch))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the visualizer as it was."""
+        """Restore the visualizer."""
         super().on_predict_end(trainer, pl_module)
         self._unsort_pictures(pl_module)
 
     def _sort_pictures(self, trainer: Any, model: Any, category: str) -> None:  # noqa: ANN401
-        """Send the batch's pictures to a folder of its category, since anomalib names them by the last folder."""
+        """Save the batch's pictures in its category's folder; anomalib names them by the last folder."""
         visualizer = model.visualizer
         if category and hasattr(visualizer, "output_dir"):
             if not self._picture_folder:
@@ -192,7 +192,7 @@ def measure_by_category(
     category_of: Callable[[str], str],
     category_thresholds: bool,
 ) -> None:
-    """Put a :class:`CategoryEvaluator` with the model's test metrics in the place of its evaluator.
+    """Replace a model's evaluator by a :class:`CategoryEvaluator` with the same test metrics.
 
     A callback takes part in a test once it is among the trainer's; it must come before the post-processor.
     """

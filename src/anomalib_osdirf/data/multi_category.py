@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""One model for many categories: their training sets together, their test sets measured one by one."""
+"""One model for many categories: trained on all of them, tested on each."""
 
 import copy
 import logging
@@ -24,7 +24,7 @@ _SUBSETS = ("train_data", "val_data", "test_data")
 
 
 class CategoryDataset(AnomalibDataset):
-    """The images of several data sets in a row; ``samples`` has their category and place in it besides.
+    """Concatenation of data sets; ``samples`` also has each image's category and index in it.
 
     Args:
         datasets: Data set of each category; left as they are.
@@ -96,7 +96,7 @@ class CategoryBatches(BatchSampler):
 
 
 def collate(items: list[ImageItem]) -> Any:  # noqa: ANN401
-    """Make a batch; what some of its images lack, such as masks, the batch lacks."""
+    """Collate a batch; fields that some images lack, such as masks, are dropped."""
     items = [copy.copy(item) for item in items]
     for name in ("gt_mask", "mask_path", "gt_label"):
         if any(getattr(item, name) is None for item in items):
@@ -106,7 +106,7 @@ def collate(items: list[ImageItem]) -> Any:  # noqa: ANN401
 
 
 class MultiCategory(AnomalibDataModule):
-    """Several categories for one model: trained on together, tested one by one.
+    """Several categories for one model: trained on all of them, tested on each.
 
     Each category is a datamodule of anomalib's or of this package, with its own files, splits and augmentations;
     batches are made here. While a model is tested on it, each of the model's test metrics is computed for every
@@ -188,7 +188,7 @@ class MultiCategory(AnomalibDataModule):
         return tuple(self.categories)
 
     def category_of(self, image_path: str) -> str:
-        """Tell which category an image of the validation or test set belongs to."""
+        """Return the category of a validation or test image."""
         return self._category_of[image_path]
 
     def prepare_data(self) -> None:
@@ -223,7 +223,7 @@ class MultiCategory(AnomalibDataModule):
                     raise ValueError(msg)
 
     def teardown(self, stage: str) -> None:
-        """Give the trainer the model's own evaluator back."""
+        """Restore the model's own evaluator."""
         if self.trainer is not None:
             restore_evaluator(self.trainer)
         super().teardown(stage)

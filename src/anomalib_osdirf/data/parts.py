@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finding good parts, defective ones and masks in a folder of one's own."""
+"""Finds good parts, defective parts and masks in a user's folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ _NAMED = 3
 
 
 class PartsError(ValueError):
-    """A folder that can't be trained on; its message says what is wrong with it and what was looked for."""
+    """A folder that can't be trained on; the message says why and what was expected."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a folder has for a training.
+    """The training data found in a folder.
 
     Attributes:
         root: The folder.
@@ -66,7 +66,7 @@ class Parts:
         }
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Say what was found, and what it is taken for."""
+        """Describe what was found and how it is used."""
         held_out = f", of which {self.held_out} are held out for testing" if self.held_out else ""
         yield "Good parts", self._named([self.good]) + held_out
         if self.good_test:
@@ -84,7 +84,7 @@ class Parts:
 
 
 def find_parts(folder: Path, exclude: Path | None = None) -> Parts:
-    """Look for parts in a folder.
+    """Find parts in a folder.
 
     Good parts are in ``good`` or, as in MVTec AD, ``train/good``; defective ones in the folders beside it or in
     ``test/<kind>``. Masks are in ``ground_truth``, ``mask`` or ``masks``, in a folder for each kind or in one for all.
@@ -101,7 +101,8 @@ def find_parts(folder: Path, exclude: Path | None = None) -> Parts:
     """
     root = folder.resolve()
     if not root.is_dir():
-        msg = f"{str(folder)!r} {'is no folder' if root.exists() else 'does not exist'}; give a folder with good parts"
+        reason = "is not a folder" if root.exists() else "does not exist"
+        msg = f"{str(folder)!r} {reason}; give a folder with good parts"
         raise PartsError(f"{msg} in its subfolder 'good'.")
     top = _folders(root, exclude)
     good = top.get("good") or _folders(top.get("train")).get("good")

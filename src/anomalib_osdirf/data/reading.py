@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reading images and masks: 16-bit grey as what it is, and broken files by name."""
+"""Reading images and masks: 16-bit grey with its full range, and errors that name the file."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _ADVICE = "repair it, remove it, or leave such files out with skip_broken_images
 
 
 class BrokenFileError(ValueError):
-    """A file that can't be read; its message is one sentence that names it."""
+    """A file that can't be read; the message is one sentence that names it."""
 
     def __init__(self, message: str) -> None:
         # A dataloader's worker process hands an error on with all of its traceback in the message.
@@ -26,10 +26,10 @@ class BrokenFileError(ValueError):
 
 
 def read_carefully() -> None:
-    """Replace anomalib's readers of images and masks, in this process; doing it twice changes nothing.
+    """Wrap anomalib's readers of images and masks in this process; idempotent.
 
-    anomalib reads with Pillow's ``convert("RGB")``, which clips 16-bit values at 255, names no file in most of its
-    errors, and loses a side of a mask that is one pixel long. What works is left to anomalib's readers.
+    anomalib reads with Pillow's ``convert("RGB")``. That clips 16-bit values at 255, most of its errors don't name the
+    file, and a mask that is one pixel wide or high loses a dimension. All other files go to anomalib's readers.
     """
     from anomalib.data import utils
 
@@ -45,14 +45,14 @@ def read_carefully() -> None:
 
 
 def allow_any_script() -> None:
-    """Have anomalib take folders whose names have letters beyond ASCII, which it refuses as not printable."""
+    """Make anomalib accept folder names with non-ASCII letters, which it refuses as not printable."""
     from anomalib.data.utils import path as checks
 
     checks.contains_non_printable_characters = lambda path: not str(path).isprintable()
 
 
 def trouble_with(path: str | Path) -> str | None:
-    """Read an image or mask, and tell in a sentence why it can't be read, ``None`` if it can."""
+    """Return why an image or mask can't be read, in one sentence, or ``None`` if it can."""
     try:
         with Image.open(regular(path)) as image:
             image.convert("RGB")

@@ -186,7 +186,7 @@ class SyntheticSurfaces(AnomalibDataModule):
         return self.root / f"{self.category}-{digest}"
 
     def _holds_this_set(self, directory: Path) -> bool:
-        """Tell whether a folder holds the set that the arguments describe."""
+        """Return whether a folder holds the set that the arguments describe."""
         try:
             return json.loads((directory / RECORD_NAME).read_text(encoding="utf-8")) == self.record
         except (OSError, ValueError):

@@ -12,10 +12,7 @@ from anomalib_osdirf.denoisers.unet import UNet
 
 
 class CheckpointedBlock(nn.Module, ABC):
-    """A denoiser's block that can recompute its activations in the backward pass and keep only its inputs.
-
-    The recomputation lies inside the block because FSDP gathers the weights of a block around its call.
-    """
+    """A denoiser's block that can recompute its activations in the backward pass and keep only its inputs."""
 
     gradient_checkpointing = False
 

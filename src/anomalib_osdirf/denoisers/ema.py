@@ -12,7 +12,7 @@ Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 class EMA(AveragedModel):
-    """Exponential moving average with a warm-up: torch's ``AveragedModel`` with a rule of its own.
+    """Exponential moving average with a warm-up: torch's ``AveragedModel`` with another update rule.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that a short training is not averaged with its random
     start. Averages keep the precision that the weights had at the start, when those are made bfloat16 later.

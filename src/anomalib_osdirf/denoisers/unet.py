@@ -107,7 +107,7 @@ def copy_of_structure(module: nn.Module) -> nn.Module:
 class GridAttention:
     """Self-attention of diffusers in its elementary steps on the grid, as an attention processor.
 
-    1 x 1 convolutions in the place of linear layers, the scale 1 / sqrt(d) in the queries' weights, and plain products:
+    1 x 1 convolutions instead of linear layers, the scale 1 / sqrt(d) in the queries' weights, and plain products:
     OpenVINO's CPU plugin forgets the precision of diffusers' own steps, as of those in
     :class:`~anomalib_osdirf.denoisers.fold.FoldedAttention`.
     """

@@ -166,7 +166,7 @@ class ExactExport(ExportMixin, ABC):
         """Export to OpenVINO, see anomalib.
 
         Replaced in anomalib: the converted model is made to carry its precision, the network is compressed without its
-        post-processing, whose thresholds are fitted anew for a quantised network, and what calibrates it are training
+        post-processing, whose thresholds are refitted for a quantised network, which is calibrated on training
         images. anomalib calibrates on validation images, which are the test set for MVTec-like data, and quantises
         resize, density and post-processing along with the network, which ruins the scores.
 

@@ -58,7 +58,7 @@ def post_processing_state(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def description(post_processor: Any) -> dict[str, Any]:  # noqa: ANN401 - any module may be a post-processor
-    """Collect a post-processor's sensitivities and, of ours, which levels have a false-alarm rate, and which."""
+    """Collect a post-processor's sensitivities and, of ours, the false-alarm rates of its levels."""
     return {name: getattr(post_processor, name) for name in _DESCRIPTION if hasattr(post_processor, name)}
 
 

@@ -15,7 +15,7 @@ _INPUTS = ("pred_score", "anomaly_map")
 
 
 class _PostProcessing(nn.Module):
-    """A post-processor as a network of its own."""
+    """A post-processor as a separate network."""
 
     def __init__(self, post_processor: nn.Module) -> None:
         super().__init__()

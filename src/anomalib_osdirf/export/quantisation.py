@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""INT8 quantisation of OpenVINO models by NNCF: what is quantised, and on which images."""
+"""INT8 quantisation of OpenVINO models by NNCF: the quantised operations, and the calibration images."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,8 +49,8 @@ class CalibrationImages:
         available = len(self.dataset)
         if count is not None and not 1 <= count <= available:
             msg = (
-                f"calibration_images={count} can't be had: the datamodule has {available} training images; ask for 1 "
-                f"to {available}, or leave calibration_images out."
+                f"calibration_images={count} is not in 1 to {available}, the number of training images; choose one of "
+                "these, or drop calibration_images."
             )
             raise ValueError(msg)
         count = min(count or _CALIBRATION_IMAGES, available)
@@ -209,7 +209,7 @@ def quantise_within(
     )
     if not is_quantised(quantised):
         msg = (
-            f"max_drop={max_drop} can't be met by any quantised part of this model, what is left is the float32 model; "
+            f"max_drop={max_drop} is not met by quantising any part of this model, which leaves the float32 model; "
             "allow a larger max_drop, or export with compression_type=INT8_PTQ or FP16."
         )
         raise RuntimeError(msg)

@@ -25,7 +25,7 @@ _FITTING_BATCH = 32  # images at once, because moments are merged at the same co
 
 
 class Quantiser:
-    """Quantises a converted network, and fits scorer, thresholds, minima and maxima anew on its own outputs.
+    """Quantises a converted network, and refits scorer, thresholds, minima and maxima on its outputs.
 
     Args:
         model: The torch module that was converted; a frozen ``FieldModel``, or any other. It is left as it
@@ -128,7 +128,7 @@ class Quantiser:
             self._fit_post_processor(batches)
         else:
             logger.warning(
-                "Thresholds are those from before quantisation: there are no validation images to fit them on anew."
+                "Thresholds are those from before quantisation: there are no validation images to refit them on."
             )
         return self.post_processor
 

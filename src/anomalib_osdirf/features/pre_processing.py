@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-processing that suits a backbone: the normalisation it was trained with, and a size that its patches fill."""
+"""Pre-processing for a backbone: the normalisation that it was trained with, and a multiple of its patch size."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,19 +13,19 @@ from anomalib_osdirf.features.filter_bank import IMAGENET_MEAN, IMAGENET_STD
 
 
 def normalisation_of(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation that a timm model's images are normalised by; ImageNet's for other names."""
+    """Return the normalisation's mean and standard deviation of a timm model; ImageNet's for other names."""
     config = get_pretrained_cfg(backbone)
     return (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
 
 
 def normalised_for(backbone: str, transform: nn.Module) -> nn.Module:
-    """Return a transform with another normalisation, the backbone's, in the place of its own."""
+    """Return a transform with its normalisation replaced by the backbone's."""
     mean, std = normalisation_of(backbone)
     return _changed(transform, lambda part: v2.Normalize(mean, std) if isinstance(part, v2.Normalize) else part)
 
 
 def disagreement(backbone: str, transform: nn.Module | None) -> str | None:
-    """Say how a transform normalises, if it is not as the backbone was trained."""
+    """Describe how a transform's normalisation differs from the backbone's, ``None`` if it does not."""
     mean, std = normalisation_of(backbone)
     normalised = [part for part in parts_of(transform) if isinstance(part, v2.Normalize)]
     if not normalised:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Standardisation and PCA, whitening or not, as one affine map."""
+"""Standardisation and PCA, optionally whitening, as one affine map."""
 
 import torch
 from torch import Tensor, nn

@@ -74,7 +74,7 @@ class StreamingMoments:
         return total
 
     def pooled(self, processes: Processes) -> "StreamingMoments":
-        """Return the moments of the samples of all processes, the same bits in each.
+        """Return the moments of the samples of all processes, bitwise equal in each.
 
         Every process calls this, after an :meth:`update` at least.
         """

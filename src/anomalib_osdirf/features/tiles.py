@@ -51,7 +51,7 @@ def cut(tiler: Tiler, images: Tensor) -> Tensor:
 
 
 def described(tiler: Tiler | None) -> str:
-    """Say in words what a network looks at."""
+    """Describe the input of a network."""
     if tiler is None:
         return "whole images"
     size, stride = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
@@ -71,5 +71,5 @@ def as_plain(tiler: Tiler | None) -> dict[str, Any] | None:
 
 
 def from_plain(values: dict[str, Any] | None) -> Tiler | None:
-    """Make the tiler that :func:`as_plain` described."""
+    """Build the tiler described by :func:`as_plain`."""
     return None if values is None else Tiler(**{**values, "mode": ImageUpscaleMode(values["mode"])})

@@ -15,7 +15,7 @@ _FULL_SCALE_16_BIT = 65535
 
 
 class ImageError(ValueError):
-    """A file that is no image to score; its message is one sentence."""
+    """An unreadable image file; the message is one sentence."""
 
 
 def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
@@ -29,7 +29,7 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
         The image ``(H, W, 3)``, in 0 to 1.
 
     Raises:
-        ImageError: If the file is no image, broken or too large.
+        ImageError: If the file is not an image, is broken or too large.
     """
     try:
         with Image.open(regular(path)) as image:
@@ -47,14 +47,14 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
 
 
 def regular(path: str | Path) -> Path:
-    """Refuse anything but a regular file: reading a pipe would block for ever.
+    """Return the path of a regular file; reading a pipe would block forever.
 
     Raises:
-        FileNotFoundError: If it is none.
+        FileNotFoundError: If it is not a regular file.
     """
     path = Path(path)
     if not path.is_file():
-        msg = "it does not exist" if not path.exists() else "it is no regular file"
+        msg = "it does not exist" if not path.exists() else "it is not a regular file"
         raise FileNotFoundError(msg)
     return path
 
@@ -83,7 +83,7 @@ def reason_unread(path: str | Path, error: Exception) -> str:
 
 
 def readable(text: str) -> str:
-    """Return a text that every program can read, where a file's name is of no known encoding."""
+    """Return valid UTF-8 text, with escapes for bytes of file names that can't be decoded."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 

@@ -24,12 +24,12 @@ Array = NDArray[np.float32]
 
 
 class ModelError(ValueError):
-    """A model that can't be used; its message says why and what to do."""
+    """A model that can't be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model says about an image."""
+    """A model's prediction for an image."""
 
     score: float  # 0 to 1, as anomalib normalises it, where it does
     label: bool  # whether it is anomalous: the model's own word where it has one
@@ -46,13 +46,13 @@ class Scorer(ABC):
 
     Attributes:
         name: Name of the model.
-        kind: What runs it.
+        kind: Runtime, such as OpenVINO.
         threshold: Scores above it are anomalous.
         pixel_threshold: Values of the map above it are anomalous.
 
     Args:
         path: Model file.
-        metadata: What an export says about itself.
+        metadata: The export's metadata.
     """
 
     kind: str
@@ -67,14 +67,14 @@ class Scorer(ABC):
         """Score an image ``(H, W, 3)``, in 0 to 1.
 
         Raises:
-            ModelError: If the model returns something else than numbers.
+            ModelError: If the model returns values that are not finite numbers.
         """
         start = time.perf_counter()
         outputs = self._run(np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32))
         milliseconds = 1000 * (time.perf_counter() - start)
         raw_score = outputs["pred_score"] if "pred_score" in outputs else np.max(outputs["anomaly_map"])
         if not all(np.isfinite(values).all() for values in (raw_score, outputs.get("anomaly_map", 0.0))):
-            msg = f"{self.name} returned something else than numbers for this image; its weights may be damaged."
+            msg = f"{self.name} returned values that are not numbers for this image; its weights may be damaged."
             raise ModelError(msg)
         score = float(self._normalise(np.float64(np.squeeze(raw_score)), "image"))
         anomaly_map = self._normalise(_plane(outputs["anomaly_map"]), "pixel") if "anomaly_map" in outputs else None
@@ -97,7 +97,7 @@ class Scorer(ABC):
         """Return the model's outputs for a batch ``(1, 3, H, W)``; several threads call this at once."""
 
     def _normalise(self, values: Any, level: str) -> Any:  # noqa: ANN401 - a number or an array
-        """Normalise what a model that was exported without its post-processing returns, as that would."""
+        """Normalise raw values of a model that was exported without its post-processing."""
         knots = self.metadata.get(f"{level}_knots")
         if knots is not None and not self.metadata.get("post_processor", True):
             return normalise(values, knots)
@@ -227,7 +227,7 @@ def find_model(path: Path) -> Path:
         path: ``.xml``, ``.onnx`` or ``.ckpt`` file, or a folder with one of these somewhere in it.
 
     Returns:
-        The file; of a folder's, the newest of the first of these kinds.
+        The file; in a folder, the newest one of the first format found, in this order.
 
     Raises:
         ModelError: If there is none.
@@ -246,7 +246,7 @@ def find_model(path: Path) -> Path:
         msg = f"model {str(path)!r} does not exist; give an exported .xml or .onnx model, or a .ckpt checkpoint."
         raise ModelError(msg)
     if path.suffix not in suffixes:
-        msg = f"model {str(path)!r} is no .xml (OpenVINO), .onnx or .ckpt file; export it to one of the former."
+        msg = f"model {str(path)!r} is not an .xml (OpenVINO), .onnx or .ckpt file; export it to one of the former."
         raise ModelError(msg)
     return path
 
@@ -322,7 +322,7 @@ def _fixed_size(shape: list[Any]) -> tuple[int, int] | None:
 
 
 def _resize(batch: Array, size: tuple[int, int] | None) -> Array:
-    """Resize a batch to the one size that a model takes, if it does not take all."""
+    """Resize a batch to the model's fixed size, if it has one."""
     if size is None or batch.shape[-2:] == size:
         return batch
     pixels = cv2.resize(batch[0].transpose(1, 2, 0), size[::-1], interpolation=cv2.INTER_AREA)

@@ -88,12 +88,12 @@ class PValueScale(nn.Module):
 
 
 class FalseAlarmPostProcessor(PostProcessor):
-    """Sets image and pixel thresholds from whatever the validation data have; the post-processor of our models.
+    """Sets image and pixel thresholds from the validation data; the default post-processor of our models.
 
     With a ``false_alarm_rate``, both come from normal images alone, and anomalous ones are not looked at. Without one,
     each level decides for itself: the image threshold is that of the best F1 where there are normal and anomalous
     validation images, the pixel threshold where there are masks of defects; otherwise it comes from normal images, at
-    a rate of 1 % or the smallest that so many images support.
+    a rate of 1 % or the smallest that their number supports.
 
     The image threshold of a rate is exceeded by the scores of that share of normal images, the pixel threshold by the
     maps of that share, anywhere in them: a false alarm is an image, for masks too. Scores and maps are then normalised
@@ -163,10 +163,10 @@ class FalseAlarmPostProcessor(PostProcessor):
     # ------------------------------------------------------------------ which images
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
-        """Look for enough normal images before the training rather than after it.
+        """Check before the training that there are enough normal images.
 
         Raises:
-            ValueError: If there are too few for the rate that was asked for.
+            ValueError: If there are too few for the requested rate.
         """
         datamodule: Any = getattr(trainer, "datamodule", None)
         if self.false_alarm_rate is None or not hasattr(datamodule, "train_data"):
@@ -208,7 +208,7 @@ class FalseAlarmPostProcessor(PostProcessor):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether training images were noted that no threshold was set from yet."""
+        """Whether there are noted training images from which no threshold has been set."""
         return bool(self._noted["training"])
 
     def note_training(self, rows: Tensor) -> None:
@@ -246,7 +246,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         """Set the thresholds, and log how; Lightning's trial runs have too few images for a rate.
 
         Raises:
-            ValueError: If there are too few normal images for the rate that was asked for.
+            ValueError: If there are too few normal images for the requested rate.
         """
         del pl_module
         trial = trainer is not None and (trainer.sanity_checking or trainer.fast_dev_run)
@@ -266,7 +266,7 @@ class FalseAlarmPostProcessor(PostProcessor):
             The levels that have new thresholds.
 
         Raises:
-            ValueError: If the images are too few for the rate that was asked for, or their scores allow no threshold.
+            ValueError: If the images are too few for the requested rate, or their scores allow no threshold.
         """
         rows = {}
         for source, noted in self._noted.items():
@@ -315,7 +315,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         self._image_threshold.fill_(value)
 
     def _by_f1(self, level: str) -> "_Fitted | None":
-        """Return the threshold of the best F1; ``None`` where it takes samples that there are not."""
+        """Return the threshold of the best F1; ``None`` without both normal and anomalous samples."""
         metric, extremes = (getattr(self, f"_{level}_{name}_metric") for name in ("threshold", "min_max"))
         threshold = float(metric.compute()) if metric.update_called else math.nan
         low, high = extremes.compute().tolist() if extremes.update_called else (math.nan, math.nan)
@@ -324,7 +324,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         return None if math.isnan(threshold) else _Fitted(threshold, low, high)
 
     def _by_rate(self, level: str, rows: dict[str, Array]) -> "_Fitted | None":
-        """Return the threshold of a rate; ``None`` where no normal image tells or what training images told stays."""
+        """Return the threshold of a rate; ``None`` without normal images, or if that from training images stays."""
         if not len(rows["training"]) and self.calibration.get(level, {}).get("source") == "training":
             return None
         usable = self._usable(rows)
@@ -342,7 +342,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         return _Fitted(found.threshold, low, high, found.knots, calibration)
 
     def _calibrated(self, values: Array, source: str) -> tuple[Calibration, float]:
-        """Calibrate on scores, at the rate that was asked for, or else at the default or what so many support."""
+        """Calibrate on scores, at the requested rate or else the default one, or the smallest that is supported."""
         if self.false_alarm_rate is not None:
             return calibrate(values, self.false_alarm_rate, self.extrapolate, _NAMES[source]), self.false_alarm_rate
         rate = DEFAULT_RATE if self._is_enough(len(values)) else 1 / (len(values) + 1)
@@ -351,7 +351,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         return calibrate(values, rate, self.extrapolate), rate
 
     def _description(self, level: str) -> str:
-        """Say where a threshold comes from, and how sure that is."""
+        """Describe a threshold's source and its uncertainty."""
         start = f"{level.capitalize()} threshold {float(getattr(self, f'_{level}_threshold')):.6g}, "
         found = self.calibration.get(level)
         if found is None:
@@ -408,7 +408,7 @@ class FalseAlarmPostProcessor(PostProcessor):
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A level's threshold, the range of its displays, and what a rate makes of it: knots, and ``calibration``."""
+    """A level's threshold and display range and, with a rate, its knots and ``calibration``."""
 
     threshold: float
     low: float

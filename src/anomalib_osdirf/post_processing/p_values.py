@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The scale of normalised scores that have p-values, in numpy alone.
+"""The scale of normalised scores that have p-values; needs only numpy.
 
 With e = log p / log(rate) a score is normalised to z = e / (1 + e): the threshold, where p is the rate, is 0.5, and
 p = rate^(z / (1 - z)). No score is ever 0 or 1, so that all keep their order.

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the scores of normal images tell about how often a normal image has which score.
+"""The distribution of normal images' scores, and thresholds at a false-alarm rate.
 
 A score's p-value is the share of normal images with a score at least as high. Down to 1 / (n + 1) it is counted among n
 scores; below that, it follows a generalised Pareto tail (Coles 2001, chapter 4). Uncertainty comes from the exact law
@@ -29,12 +29,12 @@ _SHARE_NODES = (np.arange(20) + 0.5) / 20
 
 
 class UnsupportedRateError(ValueError):
-    """A false-alarm rate that so few scores tell nothing about; its message says what would work."""
+    """A false-alarm rate that is too small for the number of scores; the message says what would work."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What n scores of normal images say.
+    """Calibration on n scores of normal images.
 
     Attributes:
         knots: Scores whose p-value is rate^e, for each e of :data:`~p_values.EXPONENTS`, ascending.
@@ -53,12 +53,12 @@ class Calibration:
 
 
 def supports(images: int, rate: float) -> bool:
-    """Tell whether so many scores can be counted on for a false-alarm rate: one in n + 1 lies above the largest."""
+    """Return whether a number of scores supports a false-alarm rate: one in n + 1 lies above the largest."""
     return images >= FEWEST_SCORES and rate * (images + 1) >= 1 - 1e-9
 
 
 def images_needed(rate: float) -> int:
-    """Return how many scores a false-alarm rate takes."""
+    """Return the number of scores that a false-alarm rate needs."""
     return max(FEWEST_SCORES, math.ceil(1 / rate - 1 - 1e-9))
 
 
@@ -102,7 +102,7 @@ def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str
 
 
 def calibrate_without_spread(scores: Array, rate: float) -> Calibration:
-    """Calibrate on one or two scores, or equal ones, which tell no spread: their size, or 1, stands in for it.
+    """Calibrate on one or two scores, or equal ones, which have no spread; their size, or 1, replaces it.
 
     Args:
         scores: Scores of normal images, ``(n,)``; the largest is the threshold.
@@ -124,8 +124,8 @@ def counted_interval(rate: float, count: int) -> tuple[float, float]:
 
 
 def unsupported(count: int, rate: float, images: str) -> str:
-    """Say that a rate is too small for so many images, and what would work."""
-    message = f"false_alarm_rate={rate:g} can't be had from {count} {images}: give {images_needed(rate)} or more"
+    """Return the message that a rate is too small for the number of images, and what would work."""
+    message = f"false_alarm_rate={rate:g} is too small for {count} {images}: give {images_needed(rate)} or more"
     if count < FEWEST_SCORES:
         return f"{message}."
     return (
@@ -144,7 +144,8 @@ def _rounded_up(value: float) -> float:
 class Tail:
     """Generalised Pareto law of the excesses of scores over a high one, as a posterior on a grid.
 
-    Predictions are means over the posterior, so they know how little few excesses tell, and no score is impossible.
+    Predictions are means over the posterior: they account for the uncertainty of few excesses, and no score is
+    impossible.
 
     Attributes:
         start: Scores above it are the tail's.
@@ -207,7 +208,7 @@ def _quantiles(ordered: Array, tail: Tail, rank: int, probabilities: Array) -> A
 
 
 def _ascending(knots: Array, ordered: Array) -> Array:
-    """Keep equal knots apart, by steps that float32 can tell, so that normalised scores keep their order."""
+    """Separate equal knots by steps that float32 resolves, so that normalised scores keep their order."""
     step = max(1e-5 * (ordered[-1] - ordered[0]), 1e-6 * np.abs(knots).max())
     spread = step * np.arange(len(knots))
     return np.maximum.accumulate(knots - spread) + spread

@@ -61,7 +61,7 @@ class CheckpointFiles(AnomalibCheckpointIO):
             resume = target.with_name(f"{RESUME_NAME}.ckpt")
             msg = f"The checkpoint {str(target)!r} can't be written ({reason}): make room, or use another folder"
             if target == resume:
-                logger.warning("%s; until then, an interrupted training starts from an earlier one, or anew.", msg)
+                logger.warning("%s; until then, an interrupted training restarts from an earlier one, if any.", msg)
                 return
             if resume.is_file():
                 msg += f", and go on with --ckpt_path {resume}"
@@ -117,11 +117,11 @@ def plain_data_only(path: Any) -> Iterator[None]:  # noqa: ANN401
             # Not torch's own message, which goes on to say how to run the code.
             msg = (
                 f"checkpoint {str(path)!r} is refused: reading it would run code, which none of this package's needs; "
-                "get it from somebody whom you trust, or train anew."
+                "get it from somebody whom you trust, or train again."
             )
         else:
             msg = (
                 f"checkpoint {str(path)!r} can't be read (truncated, or of another format?); use another one, or "
-                "train anew."
+                "train again."
             )
         raise CheckpointError(msg) from error

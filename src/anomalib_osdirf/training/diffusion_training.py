@@ -121,7 +121,7 @@ class DiffusionTraining(LightningModule):
             "max_epochs",
             "check_val_every_n_epoch",
             "checkpoint_every_n_steps",
-            "false_alarm_rate",  # thresholds are set anew where it differs
+            "false_alarm_rate",  # new thresholds are set if it differs
             "skip_broken_images",
         }
     )
@@ -449,7 +449,7 @@ class DiffusionTraining(LightningModule):
             index = int(finite.int().argmin())
             image = batch.image_path[index] if batch.image_path else f"image {index} of the batch"
             msg = (
-                f"The score of {image} is no number, because the model's weights are damaged or overflow in half "
+                f"The score of {image} is not a number, because the model's weights are damaged or overflow in half "
                 "precision; use --trainer.precision 32, another checkpoint, or train again."
             )
             raise RuntimeError(msg)
@@ -564,7 +564,7 @@ class DiffusionTraining(LightningModule):
         self.check_checkpoint(checkpoint)
         self._adopt_arguments(checkpoint.get("hyper_parameters", {}))
         if other_thresholds:
-            self._set_thresholds_anew(checkpoint, fn)
+            self._drop_thresholds(checkpoint, fn)
         else:
             self._adopt_post_processor(checkpoint)
         super().on_load_checkpoint(checkpoint)
@@ -589,7 +589,7 @@ class DiffusionTraining(LightningModule):
         wanted = getattr(own, "false_alarm_rate", None) is not None
         return wanted and any(saved.get(name) != getattr(own, name) for name in names)
 
-    def _set_thresholds_anew(self, checkpoint: dict[str, Any], fn: TrainerFn | None) -> None:
+    def _drop_thresholds(self, checkpoint: dict[str, Any], fn: TrainerFn | None) -> None:
         """Drop a checkpoint's thresholds, for a training that sets new ones.
 
         Raises:

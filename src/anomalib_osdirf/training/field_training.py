@@ -44,7 +44,7 @@ _TILER_KEY = "osdirf_tiler"
 _MOST_PAINTED = 128  # images that anomalies are painted on
 _MOST_JUDGED = 64  # held-out images that the denoiser is judged by
 _JUDGED_EVERY = 50  # steps
-_FIELDS_IN_MEMORY = 2**30  # bytes; those of more images are computed anew in each pass
+_FIELDS_IN_MEMORY = 2**30  # bytes; above, fields are recomputed in each pass
 
 
 class PaintedFeatures(NamedTuple):
@@ -134,13 +134,13 @@ class FieldTraining(DiffusionTraining):
         dataloader = self.orderable_dataloader()
         if dataloader is None:
             self._count_tiles("their order can't be changed")
-            logger.info("Features are not cached but computed anew in every epoch.")
+            logger.info("Features are not cached but recomputed in every epoch.")
             return
         self._image_loader = self._in_order(dataloader)
         reason = reason_not_to_cache(dataloader) if self.hparams["feature_cache"] else "feature_cache=false"
         self._tiles_per_image = self._count_tiles(reason)
         if reason:
-            logger.info("Features are not cached but computed anew in every epoch: %s.", reason)
+            logger.info("Features are not cached but recomputed in every epoch: %s.", reason)
             self.replace_dataloader(
                 ResumableImageLoader(dataloader, self._seed, self.trained_batches, self.processes, hold_out=True)
             )

@@ -4,7 +4,7 @@
 
 from torch import Tensor
 
-SHARE = 5  # one in so many
+SHARE = 5  # one image in five
 
 
 def held_out(numbers: Tensor, total: int) -> Tensor:

@@ -125,7 +125,7 @@ class SharedLoader(DataLoader):
         batches: Any = copy.copy(dataloader.batch_sampler)
         batches.sampler = sampler
         super().__init__(dataset, batch_sampler=batches, **_options(dataloader))
-        # Lightning puts its own in the place of any sampler that is not for several processes.
+        # Lightning replaces any sampler that is not distributed by its own.
         self.__dict__.update(sampler=sampler, batch_size=dataloader.batch_size)
 
 
@@ -137,7 +137,7 @@ def share_out(dataloader: Any, processes: Processes) -> Any:  # noqa: ANN401
         processes: Distributed context.
 
     Returns:
-        The share, or the dataloader as it is, which Lightning shares out itself, if there is no sharing it so.
+        The shard, or the dataloader itself if it can't be sharded here; Lightning then does it.
     """
     plain = isinstance(dataloader, DataLoader) and type(dataloader.sampler) is SequentialSampler
     if processes.count == 1 or not plain or dataloader.batch_sampler is None or _length(dataloader) < processes.count:

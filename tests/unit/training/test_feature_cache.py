@@ -40,9 +40,7 @@ def test_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(
-        OSError, match=r"feature cache needs .* GiB in .*No space left.*; point TMPDIR .*feature_cache=false"
-    ):
+    with pytest.raises(OSError, match=r"TMPDIR .*feature_cache=false"):
         FeatureCache(5, (2, 3, 3), 0)
 
 

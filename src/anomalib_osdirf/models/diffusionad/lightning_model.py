@@ -36,61 +36,59 @@ _STEPS_PER_SEED = 2**27
 class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
     """Norm-guided one-step denoising with a segmentation network (DiffusionAD, arXiv 2303.08730).
 
-    A diffusion model of normal images reconstructs an image without its anomalies, and a second network, trained
-    together with it on painted anomalies, compares the two.
+    A diffusion model of normal images reconstructs an image without its anomalies. A second network, trained on painted
+    anomalies, compares the two.
 
     Args:
         base_channels: Channels of the reconstruction network's first level, a multiple of 8. Defaults to ``128``.
         channel_multipliers: Channels of each of its levels, as multiples of the first. Defaults to
             ``(1, 1, 2, 2, 4, 4)``.
         residual_blocks: Residual blocks of each of its levels. Defaults to ``2``.
-        attention_levels: How many of its coarsest levels have self-attention. Defaults to ``3``.
-        patch_size: Side of the squares of pixels that the reconstruction network takes as one position; more than 1
-            makes it smaller and quicker. Defaults to ``1``.
-        pixel_deviation: Precondition the reconstruction network for pixels that deviate so much from 0.5, so that it
-            learns in far fewer steps; ``None`` for no preconditioning. Defaults to ``None``.
+        attention_levels: Number of its coarsest levels with self-attention. Defaults to ``3``.
+        patch_size: Side of the pixel squares that the reconstruction network treats as one position; above 1 it is
+            faster. Defaults to ``1``.
+        pixel_deviation: Standard deviation of pixels from 0.5, for which the reconstruction network is preconditioned
+            to train in far fewer steps; ``None`` for no preconditioning. Defaults to ``None``.
         segmentation_channels: Channels of the segmentation network's first level. Defaults to ``64``.
         timestep_n: Timestep of the small noise scale at inference. Defaults to ``200``.
         timestep_b: Timestep of the big noise scale at inference. Defaults to ``400``.
-        timestep_boundary: Training draws timesteps of the small scale below it, of the big one from it on. Defaults to
-            ``300``.
+        timestep_boundary: Training timesteps of the small scale are below it, those of the big scale from it on.
+            Defaults to ``300``.
         guidance_strength: Weight of the norm guidance, 0 for none. Defaults to ``1.0``.
-        noise_seed: Seed of the two noise fields that every image is noised with at inference. Defaults to ``0``.
+        noise_seed: Seed of the two noise fields used for every image at inference. Defaults to ``0``.
         anomaly_source_path: Folder of textures to paint anomalies with, searched with its subfolders. Defaults to
             ``None``.
-        shuffled_patches: Paint anomalies with the image's own shuffled patches; done in any case where nothing else is
-            to be painted with. Defaults to ``False``.
-        drawn_textures: Paint anomalies with clouds of two random colours. Of several kinds, chance takes one for each
+        shuffled_patches: Paint anomalies with the image's own shuffled patches; also done if no other source is given.
+            Defaults to ``False``.
+        drawn_textures: Paint anomalies with clouds of two random colours. With several sources, one is drawn for each
             image. Defaults to ``False``.
-        foreground: Where anomalies are painted: ``none``, anywhere, or ``auto``, on what differs from the colour of the
-            image's border. Defaults to ``none``.
-        foreground_masks: Folder of masks to paint within, each named as its image but for the extension. Defaults to
+        foreground: Where anomalies are painted: ``none``, anywhere; ``auto``, on pixels that differ from the colour of
+            the image's border. Defaults to ``none``.
+        foreground_masks: Folder of masks to paint within, each named as its image except for the extension. Defaults to
             ``None``.
         learning_rate: Learning rate of the reconstruction network, with Adam. Defaults to ``1e-4``.
         segmentation_learning_rate: Learning rate of the segmentation network. Defaults to ``1e-5``.
-        learning_rate_schedule: ``constant``, or ``cosine`` for a decay of both to zero over the whole training.
-            Defaults to ``constant``.
-        gradient_clip_norm: Largest gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` goes before it.
+        learning_rate_schedule: ``constant``, or ``cosine`` for a decay of both rates to zero. Defaults to ``constant``.
+        gradient_clip_norm: Maximum gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` overrides it.
             Defaults to ``0.0``.
-        ema_decay: Decay of the networks' exponential moving average, which is what is evaluated then; ``None`` or 0
-            for no averaging. Defaults to ``None``.
-        seed: Seed of the initial weights, of the order of images, of the painted anomalies and of the training's noise;
-            ``None`` follows torch's global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.)
-            Defaults to ``None``.
-        max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
+        ema_decay: Decay of the networks' exponential moving average, which then gives the scores; ``None`` or 0 for no
+            averaging. Defaults to ``None``.
+        seed: Seed of the initial weights, the order of images, the painted anomalies and the training noise; ``None``
+            uses torch's global seed. (anomalib 2.7 ignores ``--seed_everything``.) Defaults to ``None``.
+        max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` override it.
             Defaults to ``10000``.
         max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
         checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
-        skip_broken_images: Leave out images that can't be read, and list them in ``broken_images_fit.csv`` in the
-            results folder (a test's in ``broken_images_test.csv``); otherwise the first of them ends the run. Each
-            image is read once more for that. A prediction does it in any case. Defaults to ``False``.
-        false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
-            normal images alone, and scores have p-values, see
-            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` takes the best F1
-            where the validation data have defects, and masks of them for the pixel threshold; otherwise normal images,
-            at a rate of 1 % or the smallest that so many support. Defaults to ``None``.
+        skip_broken_images: Skip unreadable images and list them in ``broken_images_fit.csv`` (``..._test.csv``) in the
+            run folder, which reads each image once more; otherwise the first one ends the run. Predictions always skip
+            them. Defaults to ``False``.
+        false_alarm_rate: Share of normal images that may be labelled anomalous, such as ``0.01``: thresholds come from
+            normal images only, and scores have p-values, see
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` uses the best F1 if the
+            validation data have defects (for the pixel threshold, masks); otherwise normal images, at a rate of 1 % or
+            the smallest that their number supports. Defaults to ``None``.
         pre_processor: Pre-processor without normalisation, or ``True`` for a resize to 256 x 256. Defaults to ``True``.
         post_processor: Post-processor, or ``True`` for
             :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. Defaults to ``True``.

@@ -297,9 +297,9 @@ class DiffusionADModel(nn.Module):
     def fit_batch_norm(
         self, batches: Iterable[Tensor], generator: torch.Generator, processes: Processes = ALONE
     ) -> None:
-        """Compute the statistics of the scoring networks' batch norms anew, as those of their weights.
+        """Recompute the batch-norm statistics of the scoring networks for their final weights.
 
-        Training keeps statistics of weights that have changed since, and averaged weights never had any of their own.
+        Running statistics lag behind changing weights, and averaged weights have none.
 
         Args:
             batches: Training images with anomalies painted onto some of them, in [0, 1], shape ``(B, 3, H, W)`` each.

@@ -19,8 +19,8 @@ from anomalib_osdirf.training.field_training import FieldTraining
 class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] # parents' to_onnx differ
     """Anomaly detection by DDIM inversion of features (InvAD, arXiv 2504.05662).
 
-    Training is OSD-IRF's: a denoiser on the features of normal images. At test time several steps of DDIM inversion,
-    one evaluation of the denoiser each, end at a latent; its length at each position is the anomaly map.
+    A denoiser is trained on the features of normal images, as for OSD-IRF. At test time several steps of DDIM
+    inversion, with one evaluation each, map them to a latent. Its norm at each position is the anomaly map.
 
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
@@ -30,53 +30,52 @@ class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] #
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
         backbone_weights: Local .safetensors or .pth file to load instead of an installed package's (extra ``weights``,
             for ``tf_efficientnet_lite0``) or a download. Defaults to ``None``.
-        feature_dim: Largest number of principal components that features are reduced to; ``None`` keeps every channel,
-            standardised. Defaults to ``96``.
-        whiten: Scale the principal components to unit variance; otherwise each keeps its own. Without components
-            (``feature_dim=None``) nothing is whitened either way. Defaults to ``True``.
+        feature_dim: Maximum number of principal components of the features; ``None`` keeps all channels, standardised.
+            Defaults to ``96``.
+        whiten: Scale the principal components to unit variance; no effect with ``feature_dim=None``. Defaults to
+            ``True``.
         grid_size: Side of the field's grid, in positions. Defaults to ``16``.
         denoiser: ``conv_mlp``, a perceptron with depthwise convolutions, the same at every position; ``unet``; or a
             diffusion transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``. Defaults to ``conv_mlp``.
         prediction_type: What the denoiser's network predicts: ``v_prediction``, the velocity, from which the noise
             follows, or ``epsilon``, the noise itself. Defaults to ``v_prediction``.
         num_inference_steps: Number of inversion steps, one evaluation of the denoiser each. Defaults to ``3``.
-        timestep_spacing: Timesteps at which the denoiser is asked: ``paper`` ([333, 666, 999] for three steps),
+        timestep_spacing: Timesteps at which the denoiser is evaluated: ``paper`` ([333, 666, 999] for three steps),
             ``released`` ([0, 500, 999], as in the released code), or a list. Defaults to ``released``.
-        image_score: What makes an image's score: ``nll``, the negative log density of the whole latent; ``diff``, the
-            largest minus the smallest length at any position; or ``nll_diff``, their sum, each in standard deviations
-            of the training images. Defaults to ``nll_diff``.
+        image_score: ``nll``, the negative log density of the whole latent; ``diff``, the largest minus the smallest
+            norm at any position; or ``nll_diff``, the sum of both, standardised on training images. Defaults to
+            ``nll_diff``.
         learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
         initial_learning_rate: Learning rate that the linear warm-up starts from. Defaults to ``0.0``.
         final_learning_rate: Learning rate that the cosine decay ends at. Defaults to ``0.0``.
         weight_decay: Weight decay of AdamW. Defaults to ``0.0``.
         warmup_steps: Steps of linear warm-up, a tenth of the training at most. Defaults to ``100``.
         warmup_epochs: Epochs of linear warm-up, instead of ``warmup_steps``. Defaults to ``None``.
-        gradient_clip_norm: Largest gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` goes before it.
+        gradient_clip_norm: Maximum gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` overrides it.
             Defaults to ``1.0``.
-        ema_decay: Decay of the denoiser's exponential moving average, which is what is evaluated. Defaults to
-            ``0.999``.
-        seed: Seed of the initial weights, of the order of images and of the training's noise; ``None`` follows torch's
-            global seed. (anomalib 2.7 accepts ``--seed_everything`` and does nothing with it.) Defaults to ``None``.
-        max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` go before it.
+        ema_decay: Decay of the denoiser's exponential moving average, which gives the scores. Defaults to ``0.999``.
+        seed: Seed of the initial weights, the order of images and the training noise; ``None`` uses torch's global
+            seed. (anomalib 2.7 ignores ``--seed_everything``.) Defaults to ``None``.
+        max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` override it.
             Defaults to ``600``.
         max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
         check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
             ``None``.
         checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
-        skip_broken_images: Leave out images that can't be read, and list them in ``broken_images_fit.csv`` in the
-            results folder (a test's in ``broken_images_test.csv``); otherwise the first of them ends the run. Each
-            image is read once more for that. A prediction does it in any case. Defaults to ``False``.
-        feature_cache: Compute features once and train on them, where the data are not augmented. Defaults to ``True``.
-        cache_memory_gb: Size in GiB above which a process's cache is a memory-mapped file. Defaults to ``4.0``.
-        gradient_checkpointing: Compute the denoiser's activations again in the backward pass instead of keeping them:
-            slower trainings in less memory, for large denoisers. Defaults to ``False``.
-        false_alarm_rate: Share of normal images that may be called anomalous, such as ``0.01``: thresholds come from
-            normal images alone, and scores have p-values, see
-            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` takes the best F1
-            where the validation data have defects, and masks of them for the pixel threshold; otherwise normal images,
-            at a rate of 1 % or the smallest that so many support. Defaults to ``None``.
+        skip_broken_images: Skip unreadable images and list them in ``broken_images_fit.csv`` (``..._test.csv``) in the
+            run folder, which reads each image once more; otherwise the first one ends the run. Predictions always skip
+            them. Defaults to ``False``.
+        feature_cache: Compute features once and train on them, if images are not augmented. Defaults to ``True``.
+        cache_memory_gb: Cache size per process in GiB above which a memory-mapped file is used. Defaults to ``4.0``.
+        gradient_checkpointing: Recompute the denoiser's activations in the backward pass: slower training in less
+            memory, for large denoisers. Defaults to ``False``.
+        false_alarm_rate: Share of normal images that may be labelled anomalous, such as ``0.01``: thresholds come from
+            normal images only, and scores have p-values, see
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` uses the best F1 if the
+            validation data have defects (for the pixel threshold, masks); otherwise normal images, at a rate of 1 % or
+            the smallest that their number supports. Defaults to ``None``.
         pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and the normalisation that the backbone was
-            trained with. For transformers its size is rounded to a multiple of the patch. Defaults to ``True``.
+            trained with. For transformers the size is rounded to a multiple of the patch size. Defaults to ``True``.
         post_processor: Post-processor, or ``True`` for
             :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. Defaults to ``True``.
         evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to

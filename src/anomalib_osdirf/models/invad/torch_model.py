@@ -129,7 +129,7 @@ class LatentScorer(nn.Module):
         return Fit(self.scale.new_zeros(0), torch.cat([scores[:, None], torch.cat(extremes)], dim=1))
 
     def refit(self, images: Images, size: Sequence[int] = (1, 1)) -> Tensor:
-        """Fit anew on the latents of a changed network."""
+        """Refit on the latents of a changed network."""
         return self.fit(images, size=size).held_out
 
     def buffers_in_use(self) -> Iterator[tuple[str, Tensor]]:
