@@ -90,6 +90,7 @@ def _check_output(output: Path | None) -> None:
 
 def _rows(scorer: Any, files: Sequence[Path], options: argparse.Namespace) -> Iterator[dict[str, Any]]:  # noqa: ANN401
     """Yield one row per file, with the error if it could not be scored."""
+    from anomalib_osdirf.app.overlay import overlay
     from anomalib_osdirf.inference.reading import ImageError, read_image, readable
     from anomalib_osdirf.inference.scoring import ModelError, largest_region
 
@@ -105,7 +106,8 @@ def _rows(scorer: Any, files: Sequence[Path], options: argparse.Namespace) -> It
         box = None if found.mask is None else largest_region(found.mask, width, height)
         row |= {"score": found.score, "label": found.label, "box": box and " ".join(map(str, box))}
         if options.overlays is not None:
-            _write_overlay(image, found.map, box, options.overlays / _below(file, options.folder))
+            picture = overlay(image, found.map, threshold=scorer.pixel_threshold)
+            _write_overlay(picture, box, picture.shape[1] / width, options.overlays / _below(file, options.folder))
         yield row
 
 
@@ -114,14 +116,11 @@ def _below(file: Path, folder: Path) -> Path:
     return relative.with_name(f"{relative.name}.png")
 
 
-def _write_overlay(image: Any, anomaly_map: Any, box: list[int] | None, file: Path) -> None:  # noqa: ANN401
+def _write_overlay(pixels: Any, box: list[int] | None, scale: float, file: Path) -> None:  # noqa: ANN401
     from PIL import Image, ImageDraw
 
-    from anomalib_osdirf.app.overlay import overlay
-
-    picture = Image.fromarray(overlay(image, anomaly_map))
+    picture = Image.fromarray(pixels)
     if box is not None:
-        scale = picture.width / image.shape[1]
         ImageDraw.Draw(picture).rectangle([round(side * scale) for side in box], outline="red", width=2)
     file.parent.mkdir(parents=True, exist_ok=True)
     picture.save(file)

@@ -69,7 +69,7 @@ def _upload(page: Any, *files: Path) -> None:
 
 def _result(page: Any, start: str) -> str:
     """Wait for a result that starts so."""
-    condition = "start => document.querySelector('#result textarea').value.startsWith(start)"
+    condition = "start => document.querySelector('#result textarea')?.value.startsWith(start)"
     page.wait_for_function(condition, arg=start, timeout=15_000)
     return str(page.locator("#result textarea").input_value())
 
@@ -105,6 +105,23 @@ def test_threshold_changes_labels_without_scoring_again(page: Any, images: Path)
     _result(page, "0 anomalous, 2 normal;")
 
 
+def test_originals_are_shown_without_overlays(page: Any, images: Path) -> None:
+    def pixels() -> Any:
+        response = page.request.get(page.locator("#overlays img").first.get_attribute("src"))
+        return np.asarray(Image.open(io.BytesIO(response.body())).convert("RGB")).astype(int)
+
+    _upload(page, images / "defect.png")
+    _result(page, "1 anomalous, 0 normal;")
+    page.wait_for_selector("#overlays img")
+    assert np.ptp(pixels(), axis=2).max() > 30  # a map's colours
+    before = page.locator("#overlays img").first.get_attribute("src")
+    page.locator("#originals input").check()
+    changed = "before => document.querySelector('#overlays img')?.getAttribute('src') !== before"
+    page.wait_for_function(changed, arg=before)
+    page.wait_for_selector("#overlays img")
+    assert np.ptp(pixels(), axis=2).max() < 10  # the image is grey
+
+
 def test_table_is_saved_as_csv(page: Any, images: Path) -> None:
     _upload(page, images / "good.png", images / "defect.png", images / "broken.png")
     _result(page, "1 anomalous, 1 normal;")
@@ -117,6 +134,7 @@ def test_table_is_saved_as_csv(page: Any, images: Path) -> None:
         ("broken.png", ""),
     ]
     assert float(rows[0]["score"]) == pytest.approx(0.8)
+    assert rows[0]["ms"].isdecimal()
     assert "p-value" not in rows[0]
 
 
@@ -124,7 +142,7 @@ def test_a_folder_is_scored(page: Any, images: Path) -> None:
     page.get_by_role("tab", name="Folder").click()
     page.set_input_files("#folder input[type=file]", str(images))
     sentence = _result(page, "2 anomalous, 1 normal;")
-    assert "more have trouble, see the table" in sentence
+    assert "more have a note in the table" in sentence
 
 
 def test_camera_pictures_are_scored_as_the_part_lies_there(page: Any) -> None:
@@ -189,7 +207,7 @@ def test_only_the_highest_scores_keep_pictures(tmp_path: Path) -> None:
     assert table["headers"][-1] == "p-value"
     assert file is not None
     assert app.show(app.score(None), 0.4)[1:] == (
-        {"headers": ["image", "score", "label", "ms", "trouble"], "data": []},
+        {"headers": ["image", "score", "label", "ms", "note"], "data": []},
         None,
         "",
     )

@@ -220,8 +220,8 @@ def test_app_gives_every_file_a_row(pixels: np.ndarray, tmp_path: Path) -> None:
     for name, row in rows.items():
         if name in broken:
             assert row.score is None
-            assert row.trouble.startswith(name)
+            assert row.note.startswith(name)
         else:
-            assert row.trouble == ""
+            assert row.note == ""
             assert row.score is not None
             assert math.isfinite(row.score)

@@ -18,7 +18,7 @@ from anomalib_osdirf.app.overlay import overlay
 from anomalib_osdirf.inference.reading import ImageError, read_image
 from anomalib_osdirf.inference.scoring import ModelError, Scorer
 
-HEADERS = ["image", "score", "label", "ms", "trouble"]
+HEADERS = ["image", "score", "label", "ms", "note"]
 P_VALUE = "p-value"  # a further column, for models that have it
 _MOST_PICTURES = 60
 _HOUR = 3600
@@ -33,8 +33,9 @@ class Row:
     score: float | None = None
     p_value: float | None = None
     milliseconds: float | None = None
+    original: NDArray[np.uint8] | None = None
     picture: NDArray[np.uint8] | None = None
-    trouble: str = ""
+    note: str = ""
 
     def label(self, threshold: float) -> str:
         """Return what the score means at a threshold."""
@@ -82,17 +83,21 @@ class App:
         try:
             image = read_image(file, self.max_pixels)
         except ImageError as error:
-            return Row(file.name, trouble=str(error))
+            return Row(file.name, note=str(error))
         try:
             result = self.scorer.score(image)
         except ModelError as error:
-            return Row(file.name, trouble=f"{file.name} has no score: {error}")
-        return Row(file.name, result.score, result.p_value, result.milliseconds, overlay(image, result.map))
+            return Row(file.name, note=f"{file.name} has no score: {error}")
+        original = overlay(image, None)
+        picture = overlay(image, result.map, threshold=self.scorer.pixel_threshold)
+        return Row(file.name, result.score, result.p_value, result.milliseconds, original, picture)
 
-    def show(self, rows: list[Row], threshold: float) -> tuple[list[Any], dict[str, Any], str | None, str]:
+    def show(
+        self, rows: list[Row], threshold: float, originals: bool = False
+    ) -> tuple[list[Any], dict[str, Any], str | None, str]:
         """Return pictures with captions, the table, the path of the table as CSV, and a sentence."""
         pictures = [
-            (row.picture, f"{row.label(threshold)} {row.score:.3f}, {row.name}")
+            (row.original if originals else row.picture, f"{row.label(threshold)} {row.score:.3f}, {row.name}")
             for row in rows
             if row.picture is not None and row.score is not None
         ]
@@ -143,6 +148,7 @@ class App:
                     )
                     sentence = gradio.Textbox(label="Result", interactive=False, elem_id="result", lines=2)
                 with gradio.Column(scale=2, min_width=320):
+                    originals = gradio.Checkbox(label="Originals, without overlays", elem_id="originals")
                     pictures = gradio.Gallery(
                         label="Overlays, highest scores first",
                         columns=2,
@@ -162,13 +168,16 @@ class App:
             download = gradio.DownloadButton("Save as CSV", elem_id="csv")
             shown = [pictures, table, download, sentence]
 
-            def scored(paths: Any, limit: float, progress: Any = gradio.Progress()) -> Any:  # noqa: ANN401, B008
+            def scored(paths: Any, limit: float, plain: bool, progress: Any = gradio.Progress()) -> Any:  # noqa: ANN401, B008
                 found = self.score(paths, progress)
-                return [found, *self.show(found, limit)]
+                return [found, *self.show(found, limit, plain)]
 
             for source, event in ((files, files.change), (folder, folder.change), (camera, camera.change)):
-                event(scored, [source, threshold], [rows, *shown], api_visibility="private")
-            threshold.release(self.show, [rows, threshold], shown, api_visibility="private", show_progress="hidden")
+                event(scored, [source, threshold, originals], [rows, *shown], api_visibility="private")
+            for changed in (threshold.release, originals.change):
+                changed(
+                    self.show, [rows, threshold, originals], shown, api_visibility="private", show_progress="hidden"
+                )
         page.queue(default_concurrency_limit=_AT_ONCE)
         return page
 
@@ -211,14 +220,13 @@ def _keep_pictures(rows: list[Row]) -> None:
     """Sort by score, and forget the pictures of those that are not shown."""
     rows.sort(key=lambda row: -np.inf if row.score is None else row.score, reverse=True)
     for row in rows[_MOST_PICTURES:]:
-        row.picture = None
+        row.picture = row.original = None
 
 
 def _cells(row: Row, threshold: float) -> list[Any]:
-    score, milliseconds, p_value = (
-        None if value is None else float(f"{value:.6g}") for value in (row.score, row.milliseconds, row.p_value)
-    )
-    return [row.name, score, row.label(threshold), milliseconds, row.trouble, p_value]
+    score, p_value = (None if value is None else float(f"{value:.6g}") for value in (row.score, row.p_value))
+    milliseconds = None if row.milliseconds is None else round(row.milliseconds)
+    return [row.name, score, row.label(threshold), milliseconds, row.note, p_value]
 
 
 def _sentence(rows: list[Row], pictures: int, threshold: float) -> str:
@@ -231,8 +239,8 @@ def _sentence(rows: list[Row], pictures: int, threshold: float) -> str:
         parts.append(f"{np.median(times):.0f} ms per image (median)")
     if pictures < len(times):
         parts.append(f"the {pictures} highest scores have pictures")
-    troubles = [row.trouble for row in rows if row.trouble]
-    if troubles:
-        more = f" {len(troubles) - 1} more have trouble, see the table." if len(troubles) > 1 else ""
-        return f"{'; '.join(parts)}. {troubles[0]}{more}"
+    notes = [row.note for row in rows if row.note]
+    if notes:
+        more = f" {len(notes) - 1} more have a note in the table." if len(notes) > 1 else ""
+        return f"{'; '.join(parts)}. {notes[0]}{more}"
     return f"{'; '.join(parts)}."

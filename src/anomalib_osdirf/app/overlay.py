@@ -13,9 +13,7 @@ _OPACITY = 0.4
 _BLACK = (0, 0, 0)
 
 
-def overlay(
-    image: Array, anomaly_map: Array | None, side: int = 640, threshold: float = 0.5, outlined: bool = True
-) -> NDArray[np.uint8]:
+def overlay(image: Array, anomaly_map: Array | None, side: int = 640, threshold: float = 0.5) -> NDArray[np.uint8]:
     """Lay a normalised map over an image, near the threshold and above it, and outline what is above.
 
     Args:
@@ -23,7 +21,6 @@ def overlay(
         anomaly_map: Map ``(h, w)``, ``None`` for none.
         side: Longest side of the result.
         threshold: The map's threshold, in (0, 1).
-        outlined: Outline what is above the threshold.
 
     Returns:
         The picture.
@@ -38,9 +35,8 @@ def overlay(
     colours = COLOURS[(np.clip(values, 0, 1) * 255).round().astype(np.uint8)]
     opacity = _OPACITY * np.clip(values / threshold * 4 - 3, 0, 1)[..., None]  # from three quarters of the threshold
     blended = np.clip((picture * (1 - opacity) + colours * opacity).round(), 0, 255).astype(np.uint8)
-    if outlined:
-        lines, _ = cv2.findContours((values > threshold).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        width = max(1, round(max(size) / 320))
-        for colour, thickness in ((_BLACK, 3 * width), (THRESHOLD, width)):
-            cv2.drawContours(blended, lines, -1, colour, thickness, cv2.LINE_AA)
+    lines, _ = cv2.findContours((values > threshold).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    width = max(1, round(max(size) / 320))
+    for colour, thickness in ((_BLACK, 3 * width), (THRESHOLD, width)):
+        cv2.drawContours(blended, lines, -1, colour, thickness, cv2.LINE_AA)
     return blended
