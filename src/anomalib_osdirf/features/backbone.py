@@ -307,7 +307,7 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
     if not indices:
         msg = f"layers=null finds no layer of stride 8 or 16 in {name}; choose layers among {', '.join(names)}."
         raise ValueError(msg)
-    # It prunes every block behind the last one that is asked for. Class and register tokens are left out.
+    # It prunes every block after the last one requested, and drops class and register tokens.
     network = FeatureGetterNet(model, out_indices=tuple(indices), norm=is_columnar)
     info = network.feature_info
     return Backbone(name, network, info.channels(), info.reduction(), grid_size)

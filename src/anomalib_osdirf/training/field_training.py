@@ -342,6 +342,7 @@ class FieldTraining(DiffusionTraining):
         else:
             warmup = min(self.hparams["warmup_steps"], total // 10)
         first, last = self.hparams["initial_learning_rate"] / peak, self.hparams["final_learning_rate"] / peak
+        # Not SequentialLR: LinearLR can't start at 0, and a restored CosineAnnealingLR can't be extended to more steps.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(warmup_cosine, warmup=warmup, total=total, first=first, last=last)
         )
