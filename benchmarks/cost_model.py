@@ -33,7 +33,6 @@ from anomalib_osdirf.scoring import PatchMixture, PositionGaussians
 
 WHOLE, BARE, INVAD = "all", "bare backbone", "InvAD"
 STRUCTURES = ("position", "mixture")
-_SIZE = (256, 256)
 _GRID, _DIM = 16, 96
 _COMPONENTS, _FINE_COMPONENTS = 32, 16
 
@@ -89,12 +88,12 @@ def _fill(scorer: Any, structure: str, clusters: int) -> None:  # noqa: ANN401
     scorer.structure, scorer.num_images = structure, 1
 
 
-def parts(model: FieldModel, batch: int) -> list[Part]:
+def parts(model: FieldModel, batch: int, size: int) -> list[Part]:
     """Return the parts in the order in which the model runs them: name, run, weights, inputs."""
     network: Any = model.network
     scorer: Any = model.scorer
     assert isinstance(scorer, Scorer)
-    images = torch.rand(batch, 3, *_SIZE)
+    images = torch.rand(batch, 3, size, size)
     features = network.backbone(images)
     fine = network.projection(features)
     z = coarse(fine)
@@ -114,7 +113,7 @@ def parts(model: FieldModel, batch: int) -> list[Part]:
         ("density", lambda: scorer.density(field, cluster), [scorer.density], [field]),
         ("fine density", lambda: scorer.fine_density(fine), [scorer.fine_density], [fine]),
         ("units", lambda: scorer.units(nll, cluster), [scorer.units], [nll]),
-        ("up-sampling", lambda: upsampled(values, _SIZE), [], [values]),
+        ("up-sampling", lambda: upsampled(values, (size, size)), [], [values]),
     ]
 
 
@@ -176,6 +175,7 @@ def parsed() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="efficientnet_b4")
+    parser.add_argument("--image-size", type=int, default=256, help="side; a multiple of a transformer's patch")
     parser.add_argument("--denoisers", nargs="+", default=["conv_mlp"])
     parser.add_argument("--structures", nargs="+", choices=STRUCTURES, default=STRUCTURES)
     parser.add_argument("--clusters", type=int, default=1, help="of images, with the structure position")
@@ -193,7 +193,7 @@ def measured(
 ) -> list[str]:
     """Return the table of a model at a batch size, and its time beside the bare backbone and InvAD."""
     backbone: Any = models[WHOLE].network.backbone
-    every = parts(models[WHOLE], batch)
+    every = parts(models[WHOLE], batch, arguments.image_size)
     images = every[0][3][0]
     networks: dict[str, nn.Module] = {**models, BARE: backbone.network}
     runs: dict[str, Callable[[], Any]] = {name: run for name, run, *_ in every}
@@ -229,7 +229,8 @@ def main() -> None:
     arguments = parsed()
     rate, bandwidth = machine_rates()
     machine = f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
-    lines = [f"torch {torch.__version__}, {machine}; {arguments.backbone}, 256 x 256, float32"]
+    seen = f"{arguments.backbone}, {arguments.image_size} x {arguments.image_size}, float32"
+    lines = [f"torch {torch.__version__}, {machine}; {seen}"]
     for denoiser in arguments.denoisers:
         other = {INVAD: invad(arguments.backbone, denoiser)} if arguments.invad else {}
         for structure in arguments.structures:

