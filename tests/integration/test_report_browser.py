@@ -223,6 +223,14 @@ def test_phones_show_everything_without_scrolling_sideways(browser: Any, report:
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
 
 
+def test_print_fits_a4(page: Any) -> None:
+    page.set_viewport_size({"width": 718, "height": 1046})  # A4 less Chromium's margins
+    page.emulate_media(media="print")
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].every((one) => one.scrollWidth <= 718)")
+
+
 def test_page_with_next_to_nothing_in_it_opens(browser: Any, tmp_path: Path) -> None:
     one = image_result("test/x/日本.png", 0, 3.0)
     one.map = one.map_low = one.map_high = one.picture = None

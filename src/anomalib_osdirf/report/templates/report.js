@@ -196,7 +196,7 @@ const drawHistogram = async () => {
 };
 
 const drawCurve = async (id, kind, x, y, point) => draw(id, {
-  height: 300,
+  height: 210,
   params: [{ name: "atX", value: point[0] }, { name: "atY", value: point[1] }],
   layer: [
     {
