@@ -5,7 +5,7 @@
     python -m anomalib_osdirf quickstart
     python benchmarks/pictures.py results/OSDIRF/SyntheticSurfaces/weave/latest
 
-Writes docs/report.jpg, threshold and gallery of the report page, and docs/images/defects.jpg, anomalib's picture of the
+Writes docs/report.jpg, overview and gallery of the report page, and docs/images/defects.jpg, anomalib's picture of the
 first image of each kind of defect.
 """
 
@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from anomalib_osdirf.report.page import PAGE_NAME
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SECTIONS = ("threshold", "gallery")
+SECTIONS = ("overview", "gallery")
 WIDTH, HEIGHT = 1100, 900
 
 
