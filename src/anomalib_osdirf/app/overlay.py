@@ -33,7 +33,7 @@ def overlay(image: Array, anomaly_map: Array | None, side: int = 640, threshold:
         return np.clip(picture.round(), 0, 255).astype(np.uint8)
     values = cv2.resize(anomaly_map.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     colours = COLOURS[(np.clip(values, 0, 1) * 255).round().astype(np.uint8)]
-    opacity = _OPACITY * np.clip(values / threshold * 4 - 3, 0, 1)[..., None]  # from three quarters of the threshold
+    opacity = _OPACITY * np.clip(values / threshold * 10 - 9, 0, 1)[..., None]  # from nine tenths of the threshold
     blended = np.clip((picture * (1 - opacity) + colours * opacity).round(), 0, 255).astype(np.uint8)
     lines, _ = cv2.findContours((values > threshold).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     width = max(1, round(max(size) / 320))
