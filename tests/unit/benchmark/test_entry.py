@@ -14,6 +14,7 @@ from anomalib.engine import Engine
 from anomalib.models import Padim, get_model
 
 from anomalib_osdirf.benchmark.entry import Entry, build_entry, build_model, local_weights
+from anomalib_osdirf.features.packaged_weights import package_of
 from small_data import small_folder
 
 BACKBONE = "test_efficientnet"
@@ -39,6 +40,20 @@ def test_peers_get_backbone_weights_from_the_file_that_ours_get(weights: Path) -
     stem = torch.load(weights, weights_only=True)["conv_stem.weight"]
     assert ours.hparams["backbone_weights"] == str(weights)
     assert torch.equal(peer.state_dict()["model.feature_extractor.feature_extractor.conv_stem.weight"], stem)
+
+
+@pytest.mark.parametrize("name", ["OSDIRF", "Padim"])
+def test_peers_have_packaged_weights_and_normalisation_as_ours_do(name: str) -> None:
+    own = {"layers": ["blocks.2"], **({"n_features": 8} if name == "Padim" else {"grid_size": 4})}
+    model = contestant({"class_path": name, "init_args": {"backbone": "tf_efficientnet_lite0", **own}}, image_size=64)
+    assert model.pre_processor is not None
+    assert model.pre_processor.transform(torch.full((1, 3, 64, 64), 0.75)).unique().tolist() == [0.5]
+    if name == "Padim":
+        package = package_of("tf_efficientnet_lite0")
+        assert package is not None
+        weights = package.read(timm.create_model("tf_efficientnet_lite0").state_dict())
+        stem = model.state_dict()["model.feature_extractor.feature_extractor.conv_stem.weight"]
+        assert torch.equal(stem, weights["conv_stem.weight"])
 
 
 def test_timm_is_itself_again_afterwards(weights: Path) -> None:

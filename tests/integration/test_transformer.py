@@ -1,0 +1,67 @@
+# Copyright (C) 2026 The anomalib-osdirf authors
+# SPDX-License-Identifier: Apache-2.0
+"""OSDIRF on a transformer, from training to exports, and what its checkpoint and its log say of the backbone."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openvino
+import pytest
+import torch
+from anomalib.engine import Engine
+
+from anomalib_osdirf import OSDIRF
+from conftest import pre_processor
+from exactness import TOLERANCES, compare, export, predict, unclip
+from small_data import small_folder
+
+SMALL: dict[str, Any] = {"grid_size": 4, "feature_dim": 8, "max_steps": 2, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small transformer's checkpoint, with the scores of textured images inside its range."""
+    root = tmp_path_factory.mktemp("transformer")
+    engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
+    model = OSDIRF(backbone="vit_tiny_patch16_224", pre_trained=False, pre_processor=pre_processor(70), **SMALL)
+    engine.fit(model, datamodule=small_folder(parts))
+    return unclip(Path(str(engine.best_model_path)), OSDIRF, root)
+
+
+def test_the_checkpoint_brings_back_size_and_source(checkpoint: Path) -> None:
+    model = OSDIRF.load_from_checkpoint(checkpoint)
+    assert model.model.network.backbone.image_size == (64, 64)
+    assert model.model.network.backbone.weights == "random"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "FP16", "INT8"])
+def test_exports_give_the_scores_of_predict(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    predicted = predict(OSDIRF(), checkpoint.parent / "images", tmp_path, checkpoint)
+    compressed = kind in {"FP16", "INT8"}
+    file = export("openvino" if compressed else kind, tmp_path, checkpoint, kind if compressed else None)
+    compare(predicted, file, *TOLERANCES[kind])
+
+
+@pytest.mark.slow
+def test_attention_is_quantised(parts: Path, checkpoint: Path, tmp_path: Path) -> None:
+    file = export("openvino", tmp_path, checkpoint, "INT8_PTQ", datamodule=small_folder(parts))
+    model = openvino.Core().read_model(file)
+    products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
+    inputs = [product.input_value(0).get_node().get_type_name() for product in products]
+    assert inputs.count("FakeQuantize") > len(products) / 2
+    scores = openvino.compile_model(model, "CPU")(torch.rand(3, 3, 70, 90).numpy())["pred_score"]
+    assert scores.size == 3
+
+
+@pytest.mark.parametrize(("size", "warned"), [(None, 0), (64, 1)])
+def test_another_normalisation_is_warned_of_once(
+    parts: Path, engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture, size: int | None, warned: int
+) -> None:
+    own = {} if size is None else {"pre_processor": pre_processor(size)}
+    model = OSDIRF(backbone="tf_efficientnet_lite0", **SMALL, **own)
+    with caplog.at_level(logging.WARNING, "anomalib_osdirf"):
+        engine().fit(model, datamodule=small_folder(parts))
+    assert len([record for record in caplog.records if "pre_processor" in record.message]) == warned
