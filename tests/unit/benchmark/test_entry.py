@@ -45,7 +45,7 @@ def test_peers_get_backbone_weights_from_the_file_that_ours_get(weights: Path) -
 @pytest.mark.parametrize("name", ["OSDIRF", "Padim"])
 def test_peers_have_packaged_weights_and_normalisation_as_ours_do(name: str) -> None:
     own = {"layers": ["blocks.2"], **({"n_features": 8} if name == "Padim" else {"grid_size": 4})}
-    model = contestant({"class_path": name, "init_args": {"backbone": "tf_efficientnet_lite0", **own}}, image_size=64)
+    model = build_entry({"class_path": name, "init_args": {"backbone": "tf_efficientnet_lite0", **own}}, image_size=64)
     assert model.pre_processor is not None
     assert model.pre_processor.transform(torch.full((1, 3, 64, 64), 0.75)).unique().tolist() == [0.5]
     if name == "Padim":
