@@ -195,7 +195,7 @@ def test_help_has_our_commands_first_and_unclipped(tmp_path: Path) -> None:
     status, lines = run(*PROGRAM, "--help", folder=tmp_path, COLUMNS="60")
     assert status == 0
     names = [line.split()[0] for line in lines if line.startswith("  ") and line[2:3].strip()]
-    assert names[0] == "quickstart"
+    assert names[0] == "train"
     assert "doctor" in names
     assert "validate" in " ".join(lines[lines.index(next(line for line in lines if "anomalib's commands" in line)) :])
     assert not [line for line in lines if "…" in line]
