@@ -82,7 +82,7 @@ class StreamingMoments:
             return self
         total = StreamingMoments()
         total.count = int(processes.add(self.mean.new_tensor(self.count)))
-        total.mean = processes.add(self.mean * self.count) / total.count
+        total.mean = processes.add(self.mean * self.count) / max(1, total.count)
         dim = self.mean.shape[-1]
         delta = (self.mean - total.mean).reshape(-1, dim, 1)
         scatter = self.scatter.view(-1, dim, dim).baddbmm(delta, delta.mT, alpha=self.count)

@@ -14,6 +14,8 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from anomalib_osdirf.features import PCAProjection, StreamingMoments
+from anomalib_osdirf.processes import Processes
+from threads import played
 
 
 @settings(deadline=None)
@@ -149,3 +151,14 @@ def test_moments_of_an_affine_map() -> None:
     assert affine.count == 50
     torch.testing.assert_close(affine.mean, moved.mean)
     torch.testing.assert_close(affine.covariance(), moved.covariance())
+
+
+def test_moments_of_no_sample_are_pooled_as_such() -> None:
+    def empty(processes: Processes) -> StreamingMoments:
+        moments = StreamingMoments()
+        moments.update(torch.zeros(0, 3))
+        return moments.pooled(processes)
+
+    for pooled in played(2, empty):
+        assert pooled.count == 0
+        assert not pooled.mean.any()
