@@ -17,7 +17,7 @@ from conftest import pre_processor
 from exactness import TOLERANCES, compare, export, predict, unclip
 from small_data import small_folder
 
-SMALL: dict[str, Any] = {"grid_size": 4, "feature_dim": 8, "max_steps": 2, "seed": 0}
+SMALL: dict[str, Any] = {"density": "mixture", "grid_size": 4, "feature_dim": 8, "max_steps": 2, "seed": 0}
 
 
 @pytest.fixture(scope="module")

@@ -167,16 +167,7 @@ def quantise(model: Any, images: CalibrationImages, scope: Any) -> Any:  # noqa:
             subset_size=len(images),
             ignored_scope=scope,
             preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: SiLU's have a short negative side
-            model_type=_model_type(model),
         )
-
-
-def _model_type(model: Any) -> Any:  # noqa: ANN401
-    """Have NNCF treat attention as such where there is any."""
-    import nncf
-
-    attends = any(node.get_type_name() == "ScaledDotProductAttention" for node in model.get_ops())
-    return nncf.ModelType.TRANSFORMER if attends else None
 
 
 def quantise_within(
@@ -215,7 +206,6 @@ def quantise_within(
         subset_size=len(images),
         ignored_scope=scope,
         preset=nncf.QuantizationPreset.MIXED,
-        model_type=_model_type(model),
     )
     if not is_quantised(quantised):
         msg = (
