@@ -218,6 +218,7 @@ def test_metadata_is_in_every_file(exported: dict[str, Path], reference: OSDIRF)
     import openvino
 
     beside = json.loads(exported["openvino"].with_suffix(".json").read_text())
+    assert len(beside.pop("model_sha256")) == 64
     post_processor = reference.post_processor
     assert beside["image_threshold"] == pytest.approx(float(post_processor.image_threshold))
     assert beside["pixel_max"] == pytest.approx(float(post_processor.pixel_max))
