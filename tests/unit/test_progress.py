@@ -71,8 +71,8 @@ def test_durations_are_written_as_people_do() -> None:
 def test_a_long_training_tells_how_far_it_is_a_few_times() -> None:
     shown = TrainingProgress()
     shown.start = 0.0
-    assert shown._seconds_between_lines(now=360.0, left=3240.0) == 720.0
-    assert shown._seconds_between_lines(now=6.0, left=54.0) == 15.0
+    assert shown._seconds_between_lines(now=360.0, left=3240.0) == 1200.0
+    assert shown._seconds_between_lines(now=6.0, left=30.0) == 15.0
     assert shown._seconds_between_lines(now=6.0, left=math.inf) == 15.0
 
 

@@ -188,7 +188,8 @@ class Scorer(nn.Module):
         structures = ("position", "mixture") if self.wanted == "auto" else (self.wanted,)
         trials = [self._trial(structure, images, processes, fine=fine) for structure in structures]
         found = [self._found(trial, images, painted, processes) if painted else torch.zeros(0) for trial in trials]
-        chosen = 0 if len(trials) == 1 else _best(trials, found)
+        level = logging.INFO if fine is None else logging.DEBUG  # a comparison is told of where it is made
+        chosen = 0 if len(trials) == 1 else _best(trials, found, level)
         held_out = self._take(trials[chosen], images, processes, size)
         return Fit(found[chosen], held_out, {trial.structure: trial.fine for trial in trials})
 
@@ -320,17 +321,18 @@ def _densities(structure: str | None) -> tuple[nn.Module | None, nn.Module | Non
     return (None if structure is None else StandardGaussian()), None
 
 
-def _best(trials: Sequence[_Trial], found: Sequence[Tensor]) -> int:
+def _best(trials: Sequence[_Trial], found: Sequence[Tensor], level: int) -> int:
     """Choose by detection of painted anomalies on held-out images or, if that is not significant, by likelihood."""
     likelier = int(trials[1].nll < trials[0].nll)
     one, other = trials
     text = f"held-out negative log density {one.nll:.1f} ({one.structure}) and {other.nll:.1f} ({other.structure}) nats"
     if len(found[0]) < FOLDS:
-        logger.info("Density: %s, by its %s a position.", trials[likelier].structure, text)
+        logger.log(level, "Density: %s, by its %s a position.", trials[likelier].structure, text)
         return likelier
     gain = significant_gain(found[0], found[1])
     chosen = int(gain < 0) if gain else likelier
-    logger.info(
+    logger.log(
+        level,
         "Density: %s. Of the anomalies painted on %d held-out images %s finds %.1f %% and %s %.1f %%; %s a position.",
         trials[chosen].structure,
         len(found[0]),

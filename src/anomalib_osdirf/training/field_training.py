@@ -475,7 +475,7 @@ class FieldTraining(DiffusionTraining):
             self.model.load_state_dict(kept)
         logger.info(
             "Denoiser: %s, as %.1f %% of the painted anomalies are found with it and %.1f %% by the densities alone.",
-            "removed" if removed else "kept",
+            f"removed, density {self.model.scorer.structure}" if removed else "kept",
             100 * float(fitted.found.mean()),
             100 * float(alone.found.mean()),
         )

@@ -13,7 +13,7 @@ from rich.console import Console
 from anomalib_osdirf.progress import duration, has_bars, images_in, of_processes, say, summary
 
 _SECONDS_BETWEEN_LINES = 15.0
-_MOST_LINES = 5  # of a training whose end is known
+_MOST_LINES = 3  # of a training whose end is known
 
 
 class TrainingProgress(Callback):
