@@ -56,7 +56,7 @@ def unmasked(own_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     engine = Engine(
         default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False, callbacks=[callback]
     )
-    model = OSDIRF(**TINY, seed=0, pre_processor=pre_processor())
+    model = OSDIRF(**{**TINY, "grid_size": 8}, seed=0, pre_processor=pre_processor(128))
     engine.train(model, datamodule=own_folder(own_parts, abnormal_dir="defect"))
     return Trained(root, Path(str(engine.best_model_path)), {})
 
@@ -72,7 +72,7 @@ def assert_masks_lie_on_the_defect(score: Callable[[np.ndarray], Score]) -> None
         assert result.mask.any() == defect
         if defect:
             assert result.mask[DEFECT].any()
-            assert result.mask.mean() < 0.75  # the field has 4 x 4 positions, of which the defect touches 2 x 2
+            assert result.mask.mean() < 0.5
 
 
 def test_without_masks_a_checkpoint_finds_where_the_defect_is(unmasked: Trained) -> None:
