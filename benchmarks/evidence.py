@@ -6,8 +6,7 @@
 
 DATA has the folders mtd, elpv_mono, aliens and paper/<kind>, laid out as train/good, test/<good or defect> and
 ground_truth/<defect>, and backbones/mobilenetv2_100.safetensors. EfficientNet-Lite0's weights come with the extra
-`weights`. The embedded surfaces are drawn. Without --data the table is printed and nothing is
-measured.
+`weights`. The embedded surfaces are drawn. tables.py makes the tables of what is measured.
 
 All models see images of 256 x 256, normalised as the backbone was trained. All test images count, and no metric has a
 threshold. The fit's seconds include the validation that anomalib ends a fit with, all test images scored once; those of
@@ -65,8 +64,7 @@ PEERS = ("PatchCore", "PaDiM")  # which have one seed
 KEYS = ("data", "backbone", "method", "seed")
 ACCURACY = [name for name in METRICS if name != "mAD"]
 COSTS = ("fit_seconds", "fit_cpu_seconds", "ms_per_image", "peak_mb", "checkpoint_mb")
-FIGURES = (*ACCURACY, *COSTS, "explained")
-COLUMNS = (*KEYS, *FIGURES, "threads", "load", "version")
+COLUMNS = (*KEYS, *ACCURACY, *COSTS, "explained", "threads", "load", "version")
 WARM_UP, TIMED = 5, 40
 
 
@@ -158,39 +156,10 @@ def append(file: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """Format means (and deviations) over seeds in Markdown, and the mean of paper's kinds where all are there."""
-    kinds = [data for data in DATA_SETS if data.startswith("paper/")]
-    groups = {data: [data] for data in kinds} | {"paper, mean": kinds} | {data: [data] for data in DATA_SETS}
-    lines = [f"| data | backbone | method | seeds | {' | '.join(METRICS.get(name, name) for name in FIGURES)} |"]
-    lines.append("|---" * (4 + len(FIGURES)) + "|")
-    for backbone, (label, members) in itertools.product(BACKBONES, groups.items()):
-        for name in dict.fromkeys(METHODS[method](members[0]).name for method in METHODS):
-            seeds: dict[str, list[dict[str, str]]] = {}
-            for row in rows:
-                if row["data"] in members and (row["backbone"], row["method"]) == (backbone, name):
-                    seeds.setdefault(row["seed"], []).append(row)
-            whole = [of_seed for of_seed in seeds.values() if len(of_seed) == len(members)]
-            if whole:
-                cells = [cell(whole, figure) for figure in FIGURES]
-                lines.append(f"| {label} | {backbone} | {name} | {len(whole)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def cell(seeds: list[list[dict[str, str]]], figure: str) -> str:
-    """Format a figure, given the rows of each seed."""
-    if any(row[figure] == "" for of_seed in seeds for row in of_seed):
-        return ""
-    values = [statistics.fmean(float(row[figure]) for row in of_seed) for of_seed in seeds]
-    digits = 1 if figure in COSTS else 4
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
-
-
 def main() -> None:
-    """Measure what is missing and print the table."""
+    """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the data sets; without it nothing is measured")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--weights", type=Path, help="folder of the backbones' weights; DATA/backbones by default")
     parser.add_argument("--data-sets", nargs="+", choices=DATA_SETS, default=DATA_SETS, metavar="NAME")
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
@@ -199,7 +168,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "evidence.csv")
     parser.add_argument("--work", type=Path, default=Path("results/evidence"), help="for what a run leaves behind")
-    parser.add_argument("--markdown", type=Path, help="file for the table, besides standard output")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or a run would go on without its parent
     # For the processes to come.
@@ -207,7 +175,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     torch.set_num_threads(options.threads)
     wanted = itertools.product(options.backbones, options.data_sets, options.methods, options.seeds)
-    for backbone, data, method, seed in wanted if options.data else ():
+    for backbone, data, method, seed in wanted:
         key = dict(zip(KEYS, (data, backbone, METHODS[method](data).name, str(seed)), strict=True))
         done = any(row.items() >= key.items() for row in read(options.results))
         if done or (method in PEERS and seed != options.seeds[0]):
@@ -217,10 +185,6 @@ def main() -> None:
             append(options.results, {**key, **measure(planned(data, backbone, method, seed, options), options.work)})
         except RuntimeError as error:  # the others are measured all the same
             print(error, flush=True)
-    text = table(read(options.results))
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of README and model card from the measurements of evidence.py.
+"""Write the tables of README, model card and docs/measurements.md from the measurements of evidence.py.
 
     python benchmarks/tables.py
 
-A table stands between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Means over seeds; the kinds of paper
-are one row, the mean of those that a method has all of.
+A table stands between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Figures are means over seeds, in the
+last page with the standard deviation; the kinds of paper are one row where a method has all of them.
 """
 
 import csv
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.csv"
 README = ROOT / "README.md"
 CARD = ROOT / "src" / "anomalib_osdirf" / "models" / "osdirf" / "README.md"
+MEASUREMENTS = ROOT / "docs" / "measurements.md"
 BACKBONES = {"mobilenetv2_100": "MobileNetV2", "tf_efficientnet_lite0": "EfficientNet-Lite0"}
 KINDS_OF_PAPER = 6
 DATA_SETS = {
@@ -31,26 +32,36 @@ DATA_SETS = {
 }
 METHODS = {"OSDIRF": "OSDIRF", "OSDIRF, no denoiser": "no denoiser", "PatchCore": "PatchCore", "PaDiM": "PaDiM"}
 FIGURES = {"image_AUROC": "image AUROC", "pixel_AUPRO": "AUPRO", "pixel_AP": "pixel AP", "explained": "explained"}
+ALL_FIGURES = {
+    "image_AUROC": "image AUROC",
+    "image_AP": "AP",
+    "image_F1Max": "F1max",
+    "pixel_AUROC": "pixel AUROC",
+    "pixel_AP": "AP",
+    "pixel_F1Max": "F1max",
+    "pixel_AUPRO": "AUPRO",
+    "fit_cpu_seconds": "fit, CPU s",
+    "ms_per_image": "CPU ms an image",
+}
 
 Key = tuple[str, str, str]  # backbone, data set, method
 
 
-def figures(figure: str) -> dict[Key, tuple[float, int]]:
-    """Return mean over seeds and number of seeds of each backbone, data set and method that has the figure."""
+def figures(figure: str) -> dict[Key, list[float]]:
+    """Return a figure of each seed, by backbone, data set and method. Paper has its kinds and their mean."""
     with RESULTS.open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row[figure]]
     seeds: dict[Key, dict[str, list[float]]] = {}
     for row in rows:
         method = re.sub(r" \d+ %$", "", row["method"])  # PatchCore's share of patches
-        key = (row["backbone"], row["data"].partition("/")[0], method)
-        seeds.setdefault(key, {}).setdefault(row["seed"], []).append(float(row[figure]))
-    means: dict[Key, tuple[float, int]] = {}
+        for data in {row["data"], row["data"].partition("/")[0]}:
+            seeds.setdefault((row["backbone"], data, method), {}).setdefault(row["seed"], []).append(float(row[figure]))
+    found = {}
     for key, values in seeds.items():
         size = KINDS_OF_PAPER if key[1] == "paper" else 1
-        whole = [statistics.fmean(one) for one in values.values() if len(one) == size]
-        if whole:
-            means[key] = (statistics.fmean(whole), len(whole))
-    return means
+        if whole := [statistics.fmean(one) for one in values.values() if len(one) == size]:
+            found[key] = whole
+    return found
 
 
 def comparison() -> str:
@@ -59,9 +70,9 @@ def comparison() -> str:
     lines = [f"| image AUROC | {' | '.join(METHODS.values())} |", "|---" * (1 + len(METHODS)) + "|"]
     shown = [data for data in DATA_SETS if all((backbone, data, method) in found for method in METHODS)]
     for data in shown:
-        cells = (f"{found[backbone, data, method][0]:.3f}" for method in METHODS)
+        cells = (f"{statistics.fmean(found[backbone, data, method]):.3f}" for method in METHODS)
         lines.append(f"| {DATA_SETS[data]} | {' | '.join(cells)} |")
-    means = (statistics.fmean(found[backbone, data, method][0] for data in shown) for method in METHODS)
+    means = (statistics.fmean(statistics.fmean(found[backbone, data, method]) for data in shown) for method in METHODS)
     lines.append(f"| mean | {' | '.join(f'{mean:.3f}' for mean in means)} |")
     return "\n".join(lines)
 
@@ -75,15 +86,43 @@ def evidence() -> str:
             for method, label in METHODS.items():
                 key = (backbone, data, method)
                 if key in found["image_AUROC"]:
-                    cells = (f"{found[one][key][0]:.3f}" if key in found[one] else "" for one in FIGURES)
-                    seeds = found["image_AUROC"][key][1]
+                    cells = (f"{statistics.fmean(found[one][key]):.3f}" if key in found[one] else "" for one in FIGURES)
+                    seeds = len(found["image_AUROC"][key])
                     lines.append(f"| {described}, {name} | {label} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def measurements() -> str:
+    """Tabulate every figure that was measured."""
+    found = {figure: figures(figure) for figure in ALL_FIGURES}
+    lines = [f"| data set | backbone | method | {' | '.join(ALL_FIGURES.values())} |"]
+    lines.append("|---" * (3 + len(ALL_FIGURES)) + "|")
+    keys = sorted(found["image_AUROC"], key=lambda key: (key[1], key[0], list(METHODS).index(key[2])))
+    for key in keys:
+        backbone, data, method = key
+        cells = (cell(found[figure].get(key, []), digits(figure)) for figure in ALL_FIGURES)
+        lines.append(f"| {data} | {BACKBONES[backbone]} | {METHODS[method]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def digits(figure: str) -> int:
+    """Return how many digits a figure is written with."""
+    return {"fit_cpu_seconds": 0, "ms_per_image": 1}.get(figure, 3)
+
+
+def cell(values: list[float], places: int) -> str:
+    """Write the mean over seeds, and their standard deviation where there are several."""
+    deviation = f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{places}f}{deviation}" if values else ""
+
+
 def tables() -> dict[Path, tuple[str, str]]:
     """Return name and text of each page's table."""
-    return {README: ("comparison", comparison()), CARD: ("evidence", evidence())}
+    return {
+        README: ("comparison", comparison()),
+        CARD: ("evidence", evidence()),
+        MEASUREMENTS: ("measurements", measurements()),
+    }
 
 
 def filled(page: str, name: str, text: str) -> str:

@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of README and model card are those of the measurements."""
+"""The tables of README, model card and documentation are those of the measurements."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("page", ["README.md", "src/anomalib_osdirf/models/osdirf/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "src/anomalib_osdirf/models/osdirf/README.md", "docs/measurements.md"])
 def test_tables_are_those_of_the_measurements(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import tables
