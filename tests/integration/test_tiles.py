@@ -152,3 +152,33 @@ def test_what_tiles_can_not_be_trained_on_is_refused(
     callback = TilerConfigurationCallback(enable=True, tile_size=64, stride=64)
     with pytest.raises(ValueError, match=message):
         engine(callbacks=[callback]).train(_model(**arguments), datamodule=on_sheets())
+
+
+def _transformer() -> OSDIRF:
+    return _model(backbone="vit_tiny_patch16_224", max_steps=2, density="mixture")
+
+
+def test_a_transformer_scores_tiles(on_sheets: Callable[..., Folder], sheets: Path, engine: Any) -> None:
+    """Its positions are for a tile; the map is of the whole image, and its score that of the worst tile."""
+    callback = TilerConfigurationCallback(enable=True, tile_size=64, stride=64)
+    run = engine(callbacks=[callback])
+    run.fit(_transformer(), datamodule=on_sheets())
+    model = OSDIRF.load_from_checkpoint(run.best_model_path)
+    assert model.model.network.backbone.image_size == (64, 64)
+    images = model.pre_processor(_read(sheets / "defect" / "0.png"))
+    with torch.no_grad():
+        whole = model.model(images)
+        tiles = torch.cat([part for row in images.split(64, 2) for part in row.split(64, 3)])
+        model.model.tiler = None
+        alone = model.model(tiles)
+    torch.testing.assert_close(whole.pred_score, alone.pred_score.amax()[None])
+    torch.testing.assert_close(whole.anomaly_map[..., 64:, 64:128], alone.anomaly_map[4:5])
+
+
+@pytest.mark.parametrize(("tile_size", "stride"), [(60, 60), (64, 40)])
+def test_tiles_that_patches_do_not_fill_are_refused(
+    tile_size: int, stride: int, on_sheets: Callable[..., Folder], engine: Any
+) -> None:
+    callback = TilerConfigurationCallback(enable=True, tile_size=tile_size, stride=stride)
+    with pytest.raises(ValueError, match=f"{'stride' if stride == 40 else 'tile_size'}=.*patch of 16 x 16"):
+        engine(callbacks=[callback]).train(_transformer(), datamodule=on_sheets())

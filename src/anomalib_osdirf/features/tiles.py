@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Large images in tiles, by anomalib's ``Tiler``: each tile is scored as if it were an image."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler, compute_new_image_size
@@ -38,6 +39,23 @@ def number_of_tiles(tiler: Tiler, height: int, width: int) -> int:
         )
         raise ValueError(msg)
     return ((filled[0] - tile[0]) // stride[0] + 1) * ((filled[1] - tile[1]) // stride[1] + 1)
+
+
+def check_patches(tiler: Tiler, patch: Sequence[int]) -> None:
+    """Check that a backbone's patches fill tiles and the distances between them.
+
+    Raises:
+        ValueError: If they don't.
+    """
+    for name in ("tile_size", "stride"):
+        own = [getattr(tiler, f"{name}_{side}") for side in "hw"]
+        fitting = [max(1, round(size / step)) * step for size, step in zip(own, patch, strict=True)]
+        if own != fitting:
+            msg = (
+                f"TilerConfigurationCallback's {name}={own} is no multiple of the backbone's patch of {patch[0]} x "
+                f"{patch[1]} pixels; use {fitting}."
+            )
+            raise ValueError(msg)
 
 
 def cut(tiler: Tiler, images: Tensor) -> Tensor:

@@ -172,6 +172,7 @@ class FieldTraining(DiffusionTraining):
         if self.model.tiler is None:
             return 1
         size, count = image_size_of(self.pre_processor), self.processes.count
+        tiles.check_patches(self.model.tiler, self.model.network.backbone.patch)
         reason = None
         if not_cached:
             reason = f"without the feature cache ({not_cached})"
