@@ -13,6 +13,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # loaded lazily
+from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
@@ -70,9 +71,12 @@ class Backbone(nn.Module):
         self.grid_size = grid_size
         self.image_size: tuple[int, int] | None = None
         self.weights = "none needed" if name == FILTER_BANK else "random"
-        patch_embed = getattr(getattr(network, "model", None), "patch_embed", None)
-        self.patch: tuple[int, int] = tuple(getattr(patch_embed, "patch_size", (1, 1)))
+        patch_embed, config = getattr(getattr(network, "model", None), "patch_embed", None), get_pretrained_cfg(name)
+        # What a network is built for; others take images of any size, and have overlapping patches or none.
         self._native_size: tuple[int, int] | None = getattr(patch_embed, "img_size", None)
+        self.patch: tuple[int, int] = to_2tuple(patch_embed.patch_size) if self._native_size else (1, 1)
+        if self._native_size is None and config is not None and config.fixed_input_size:
+            self._native_size = config.input_size[1:]
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: a frozen network's batch norms must not follow the training batches."""
@@ -112,7 +116,7 @@ class Backbone(nn.Module):
             )
             raise ValueError(msg)
         if self._native_size is not None and self.image_size != (height, width):
-            self._fix_image_size(height, width)
+            self._fix_image_size(images[:1])
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             maps: list[Tensor] = self.network(images)
             return maps
@@ -121,8 +125,9 @@ class Backbone(nn.Module):
         parts = [self.network(part) for part in few]
         return [torch.cat(part) for part in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
-    def _fix_image_size(self, height: int, width: int) -> None:
-        """Interpolate a transformer's positions, once, to the grid that images of this size have."""
+    def _fix_image_size(self, image: Tensor) -> None:
+        """Interpolate a transformer's positions, once, to the grid that images of this one's size have."""
+        height, width = image.shape[-2:]
         if self.image_size is not None:
             msg = (
                 f"Images of {height} x {width} pixels don't fit {self.name}, whose positions are for "
@@ -135,7 +140,16 @@ class Backbone(nn.Module):
                 f"{self.patch[1]}; use an image (or tile) size that is a multiple of them."
             )
             raise ValueError(msg)
-        self._set_input_size((height, width))
+        assert self._native_size is not None
+        try:
+            self._set_input_size((height, width))
+            self.network(image)
+        except Exception as error:
+            msg = (
+                f"backbone={self.name!r} takes no images of {height} x {width} pixels in timm; give the pre-processor "
+                f"a Resize to {self._native_size[0]} x {self._native_size[1]}, or use another backbone."
+            )
+            raise ValueError(msg) from error
         self.image_size = (height, width)
 
     @torch.no_grad()
