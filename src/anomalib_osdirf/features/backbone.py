@@ -13,7 +13,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # loaded lazily
-from timm.layers import to_2tuple
+from timm.layers.helpers import to_2tuple
 from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
@@ -71,10 +71,11 @@ class Backbone(nn.Module):
         self.grid_size = grid_size
         self.image_size: tuple[int, int] | None = None
         self.weights = "none needed" if name == FILTER_BANK else "random"
-        patch_embed, config = getattr(getattr(network, "model", None), "patch_embed", None), get_pretrained_cfg(name)
+        patch_embed: Any = getattr(getattr(network, "model", None), "patch_embed", None)
+        config = get_pretrained_cfg(name)
         # What a network is built for; others take images of any size, and have overlapping patches or none.
         self._native_size: tuple[int, int] | None = getattr(patch_embed, "img_size", None)
-        self.patch: tuple[int, int] = to_2tuple(patch_embed.patch_size) if self._native_size else (1, 1)
+        self.patch: tuple[int, int] = (1, 1) if self._native_size is None else to_2tuple(patch_embed.patch_size)
         if self._native_size is None and config is not None and config.fixed_input_size:
             self._native_size = config.input_size[1:]
 
