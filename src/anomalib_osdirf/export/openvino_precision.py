@@ -209,12 +209,18 @@ def _attention(node: Any) -> None:  # noqa: ANN401
 
 
 def _multiply(node: Any) -> None:  # noqa: ANN401
-    """Take a factor of each column into the linear layer before it, as the plugin would."""
+    """Take a factor of each column or attention head into the matrix product before it, as the plugin would."""
     from openvino import opset13 as ops
 
     for index in (0, 1):
         factor, product = _input(node, index), _input(node, 1 - index)
-        if not _is_constant(factor) or product.get_type_name() != "MatMul" or not _is_constant(_input(product, 1)):
+        if not _is_constant(factor) or product.get_type_name() != "MatMul":
+            continue
+        if not _is_constant(_input(product, 1)):
+            is_by_head = factor.data.size > 1 and factor.data.shape[-2:] == (1, 1)
+            if is_by_head and _input(product, 0).get_type_name() != "FakeQuantize":
+                scaled = ops.multiply(product.input_value(0), factor)
+                _replace(node, ops.matmul(scaled, product.input_value(1), **product.get_attributes()))
             continue
         columns = _static(product.output(0), unknown=-1)[-1]
         if factor.data.size == columns and len(product.output(0).get_target_inputs()) == 1:
@@ -241,7 +247,7 @@ def _mvn(node: Any) -> None:  # noqa: ANN401
 
 
 def _broadcast(node: Any) -> None:  # noqa: ANN401
-    """Repeat a constant for each image: the plugin replaces a broadcast by a product."""
+    """Repeat a constant for each image, and drop what repeats nothing: the plugin replaces a broadcast by a product."""
     from openvino import opset13 as ops
 
     value, shape = _input(node, 0), _static(node.output(0), unknown=-1)
@@ -249,6 +255,9 @@ def _broadcast(node: Any) -> None:  # noqa: ANN401
         batch = ops.gather(node.input_value(1), np.array([0]), np.array(0))
         others = ops.constant(np.ones(len(shape) - 1, batch.get_output_element_type(0).to_dtype()))
         _replace(node, ops.tile(value, ops.concat([batch, others], 0)))
+    elif node.input_value(0).get_partial_shape() == node.output(0).get_partial_shape() and -1 not in shape[1:]:
+        for target in node.output(0).get_target_inputs():  # only the batch is unknown, and it is that of the input
+            target.replace_source_output(node.input_value(0))
 
 
 def _slice(node: Any) -> None:  # noqa: ANN401

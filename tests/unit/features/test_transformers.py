@@ -22,6 +22,7 @@ FAMILIES = {
     "vit_small_patch16_dinov3": 64,
     "vit_base_patch32_clip_224": 128,
     "swin_tiny_patch4_window7_224": 64,
+    "swinv2_tiny_window8_256": 64,
     "convnext_atto": 64,
 }
 LARGE = {"vit_small_patch14_reg4_dinov2": 252, "vit_small_patch16_dinov3": 256}
@@ -112,7 +113,7 @@ def test_openvino_is_exact_at_real_size(name: str, tmp_path: Path) -> None:
     _exact(name, LARGE[name], tmp_path / "backbone.onnx")
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
 def test_a_state_brings_its_image_size(name: str) -> None:
     backbone, images = _backbone(name), torch.rand(1, 3, 64, 64)
     expected = backbone(images)
@@ -142,6 +143,17 @@ def test_images_of_another_size_than_the_first_are_refused() -> None:
 def test_images_that_patches_do_not_fill_are_refused() -> None:
     with pytest.raises(ValueError, match="patches of 16 x 16"):
         build_backbone("vit_tiny_patch16_224", None, 2)(torch.rand(1, 3, 70, 70))
+
+
+def test_a_size_that_the_network_can_not_take_is_refused_with_its_own() -> None:
+    backbone = build_backbone("cait_xxs24_224", ["blocks.0"], 2)
+    with pytest.raises(ValueError, match=r"backbone='cait_xxs24_224' .* Resize to 224 x 224"):
+        backbone(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(("name", "patch"), [("xcit_nano_12_p16_224", (16, 16)), ("pvt_v2_b0", (1, 1))])
+def test_only_patches_that_do_not_overlap_bind_the_image_size(name: str, patch: tuple[int, int]) -> None:
+    assert build_backbone(name, None, 2).patch == patch
 
 
 def test_weights_without_registers_are_refused_by_a_network_with_them(tmp_path: Path) -> None:
