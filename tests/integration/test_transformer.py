@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""OSDIRF on a transformer, from training to exports, and what its checkpoint and its log say of the backbone."""
+"""Models on a transformer, from training to exports, and what checkpoint and log say of the backbone."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pytest
 import torch
 from anomalib.engine import Engine
 
-from anomalib_osdirf import OSDIRF
+from anomalib_osdirf import OSDIRF, InvAD
 from conftest import pre_processor
 from exactness import TOLERANCES, compare, export, predict, unclip
 from small_data import small_folder
@@ -42,6 +42,19 @@ def test_exports_give_the_scores_of_predict(checkpoint: Path, tmp_path: Path, ki
     predicted = predict(OSDIRF(), checkpoint.parent / "images", tmp_path, checkpoint)
     compressed = kind in {"FP16", "INT8"}
     file = export("openvino" if compressed else kind, tmp_path, checkpoint, kind if compressed else None)
+    compare(predicted, file, *TOLERANCES[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["openvino", "FP16"])
+def test_invads_exports_give_the_scores_of_predict(parts: Path, tmp_path: Path, kind: str) -> None:
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, enable_progress_bar=False)
+    small = {name: value for name, value in SMALL.items() if name != "density"}
+    model = InvAD(backbone="vit_tiny_patch16_224", pre_trained=False, pre_processor=pre_processor(70), **small)
+    engine.fit(model, datamodule=small_folder(parts))
+    checkpoint = unclip(Path(str(engine.best_model_path)), InvAD, tmp_path)
+    predicted = predict(InvAD(), tmp_path / "images", tmp_path, checkpoint)
+    file = export("openvino", tmp_path, checkpoint, None if kind == "openvino" else kind, InvAD())
     compare(predicted, file, *TOLERANCES[kind])
 
 
