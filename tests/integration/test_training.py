@@ -3,6 +3,7 @@
 """Training, checkpoints and resuming through anomalib's engine."""
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from torchvision.transforms import v2
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.denoisers import registry
 from anomalib_osdirf.denoisers.conv_mlp import ConvMLPBlock
+from anomalib_osdirf.models.field_network import FieldNetwork
 from anomalib_osdirf.training import field_training
 from anomalib_osdirf.training.diffusion_training import ResumeCheckpoint
+from anomalib_osdirf.training.field_training import FieldTraining
 from conftest import Losses
 from states import assert_same_state
 
@@ -194,6 +197,18 @@ def test_seed_makes_a_training_repeatable(folder: MakeFolder, tiny: MakeModel, e
     one, other, different = (model.model.network.denoiser.state_dict() for model in models)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     assert not torch.allclose(one["network.output.weight"], different["network.output.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize(("seen", "kept"), [(0.31, 0.3), (0.4, 0.0)])
+def test_a_denoiser_that_has_memorised_the_training_images_is_not_kept(
+    folder: MakeFolder, tiny: MakeModel, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, seen: float, kept: float
+) -> None:
+    shares = cycle((0.3, seen))  # on held-out images, and on those that it was trained on
+    monkeypatch.setattr(FieldNetwork, "explained_share", lambda *_: next(shares))
+    monkeypatch.setattr(FieldTraining, "_compare_with_none", lambda _, fitted, __: fitted)
+    model = tiny()
+    engine().fit(model, datamodule=folder())
+    assert model.explained_share == pytest.approx(kept)
 
 
 def test_interim_validation(folder: MakeFolder, tiny: MakeModel, engine: MakeEngine) -> None:

@@ -44,7 +44,14 @@ _TILER_KEY = "osdirf_tiler"
 _MOST_PAINTED = 128  # images that anomalies are painted on
 _MOST_JUDGED = 64  # held-out images that the denoiser is judged by
 _JUDGED_EVERY = 50  # steps
+_GENERALISES = 0.9  # explained share on held-out images, at least, of that on images of the training
 _FIELDS_IN_MEMORY = 2**30  # bytes; above, fields are recomputed in each pass
+
+
+def _judged(numbers: Tensor, total: int, tiles_per_image: int) -> Tensor:
+    """Return which of the held-out images the denoiser is judged by."""
+    every = ceil(total * tiles_per_image / SHARE / _MOST_JUDGED)
+    return held_out(numbers, total) & (numbers // SHARE % every == 0)
 
 
 class PaintedFeatures(NamedTuple):
@@ -92,9 +99,11 @@ class FieldTraining(DiffusionTraining):
     _cached_loader: CachedFeatureLoader | None = None
     _image_loader: DataLoader | None = None
     _judges: Tensor | None = None  # coarse features of held-out images
+    _seen: Tensor | None = None  # of as many images of the training
     _painted: PaintedFeatures | None = None
     _image_size: tuple[int, int] = (1, 1)
     _judged_step = -1
+    _seen_share = 0.0
     _last_share: float | None = None
     _tiles_per_image = 1  # 1 where images are not cut
 
@@ -253,9 +262,11 @@ class FieldTraining(DiffusionTraining):
         moments = StreamingMoments()
         loader, expected = self._cached_loader, self._expected_count()
         spacing = ceil(expected / _MOST_PAINTED)
-        judged_every = ceil(expected / SHARE / _MOST_JUDGED)
+        tiles_per_image = self._tiles_per_image
+        judged = partial(_judged, total=expected // tiles_per_image, tiles_per_image=tiles_per_image)
         cache: FeatureCache | None = None
         judges: list[Tensor] = []
+        seen: list[Tensor] = []
         painted: list[PaintedFeatures] = []
         done = 0
         for batch, every_number in self._numbered("Feature pass", cached=False):
@@ -277,9 +288,8 @@ class FieldTraining(DiffusionTraining):
                 if own.any() and sum(len(one.numbers) for one in painted) < _MOST_PAINTED:
                     painted.append(self._paint(images[own], numbers[own]))
                 if self._loader is not None:
-                    own = held_out(pictures, expected // self._tiles_per_image)
-                    own &= pictures // SHARE % judged_every == 0
-                    judges.append(means[own])
+                    judges.append(means[judged(pictures)])
+                    seen.append(means[judged(pictures + 1)])
                 self._image_size = (int(images.shape[-2]), int(images.shape[-1]))
         count = int(self.processes.add(torch.tensor(done)))
         if count < 2:
@@ -290,7 +300,7 @@ class FieldTraining(DiffusionTraining):
             network.projection.fit(pooled)
             weight = network.projection.weight.double()
             network.variance.copy_(((weight @ pooled.covariance()) * weight).sum(dim=1))
-        self._judges = torch.cat(judges) if judges else None
+        self._judges, self._seen = (torch.cat(some) if some else None for some in (judges, seen))
         parts = zip(*painted, strict=True)
         self._painted = PaintedFeatures(*(torch.cat(part) for part in parts)) if painted else None
         where = f"cached, {cache.describe()}" if cache is not None else "not cached"
@@ -389,7 +399,11 @@ class FieldTraining(DiffusionTraining):
 
     @torch.no_grad()
     def _judge(self, step: int) -> None:
-        """Keep the averaged denoiser if it explains more of the held-out noise than any before, even the untrained."""
+        """Keep the averaged denoiser if it explains more of the held-out noise than any before, even the untrained.
+
+        One that explains much more on images of the training has learnt those by heart: then their fields, which the
+        densities are fitted on, are unlike those of new images.
+        """
         network = self.model.network
         if step == self._judged_step or not self._has_denoiser:
             return
@@ -398,13 +412,15 @@ class FieldTraining(DiffusionTraining):
         if not int(self.processes.add(torch.tensor(count))):
             network.keep(float("nan"), step)
             return
-        judges = self._judges if self._judges is not None else network.variance.new_zeros(0, 1, 1, 1)
+        none = network.variance.new_zeros(0, 1, 1, 1)
+        judges, seen = (none if some is None else some for some in (self._judges, self._seen))
         share = network.explained_share(judges, self.processes)
         self._last_share = share
         best = float(network.kept_share)
         if isnan(best):
             best = float("-inf") if self.needs_denoiser else 0.0
-        if share > best:
+        self._seen_share = network.explained_share(seen, self.processes)
+        if share > best and (self.needs_denoiser or share >= _GENERALISES * self._seen_share):
             network.keep(share, step)
 
     # ------------------------------------------------------------------ scorer
@@ -487,9 +503,12 @@ class FieldTraining(DiffusionTraining):
         share, count = float(network.kept_share), 0 if self._judges is None else len(self._judges)
         if isnan(share) and count:
             logger.info(
-                "Denoiser: on %d held-out images it explains no more than a linear one; "
-                "the untrained one is kept, and scores are those of the densities alone.",
+                "Denoiser: on %d held-out images it explains %.1f %% of the noise that a linear one leaves, on images "
+                "of the training %.1f %%, so it has learnt too little or those by heart; the untrained one is kept, "
+                "and scores are those of the densities alone.",
                 count,
+                100 * (self._last_share or 0),
+                100 * self._seen_share,
             )
         elif count:
             logger.info(
@@ -527,7 +546,7 @@ class FieldTraining(DiffusionTraining):
     def teardown(self, stage: str) -> None:
         """Release the cache."""
         super().teardown(stage)
-        self._cached_loader = self._image_loader = self._judges = self._painted = None
+        self._cached_loader = self._image_loader = self._judges = self._seen = self._painted = None
 
     # ------------------------------------------------------------------ checkpoints
 
