@@ -3,7 +3,6 @@
 """``python -m anomalib_osdirf train``: from a folder of parts to a tested, exported model in one run folder."""
 
 import argparse
-import inspect
 import json
 import logging
 import math
@@ -134,8 +133,10 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
 
 def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], dict[str, str]]:
     """Return the options as arguments of ``anomalib train``, and weights files by backbone name."""
+    from anomalib_osdirf.training.diffusion_training import constructor_parameters
+
     found = _model_class(options.model)
-    takes = inspect.signature(found).parameters
+    takes = constructor_parameters(*found.__mro__)
     model: dict[str, Any] = {}
     if options.image_size is not None:
         model["pre_processor"] = _pre_processor(found, options)

@@ -12,7 +12,9 @@ import torch
 from anomalib import LearningType
 from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
 from anomalib.utils.serialization import anomalib_safe_globals
+from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.trainer.states import TrainerFn
@@ -96,8 +98,30 @@ class ResumeCheckpoint(ModelCheckpoint):
 class DiffusionTraining(LightningModule):
     """Duration, seed, final validation, checkpoints and resuming.
 
-    A model is a direct subclass of a subclass of this and of ``AnomalibModule``. Its constructor's arguments are all
-    plain values, kept in ``self.hparams``.
+    A model is a direct subclass of a subclass of this and of ``AnomalibModule``. The arguments of its constructors are
+    plain values, kept in ``self.hparams``, and components of anomalib.
+
+    Args:
+        seed: Seed of the initial weights, the order of images and all that is drawn in training; ``None`` uses torch's
+            global seed. (anomalib 2.7 ignores ``--seed_everything``.) Defaults to ``None``.
+        max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
+        check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
+            ``None``.
+        checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
+        skip_broken_images: Skip unreadable images and list them in ``broken_images_fit.csv`` (``..._test.csv``) in the
+            run folder, which reads each image once more; otherwise the first one ends the run. Predictions always skip
+            them. Defaults to ``False``.
+        false_alarm_rate: Share of normal images that may be labelled anomalous, such as ``0.01``: thresholds come from
+            normal images only, and scores have p-values, see
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` uses the best F1 if the
+            validation data have defects (for the pixel threshold, masks); otherwise normal images, at a rate of 1 % or
+            the smallest that their number supports. Defaults to ``None``.
+        pre_processor: Pre-processor, or ``True`` for the model's. Defaults to ``True``.
+        post_processor: Post-processor, or ``True`` for
+            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. Defaults to ``True``.
+        evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
+            ``True``.
+        visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
     """
 
     network_class: ClassVar[type[torch.nn.Module]]  # what build_model builds
@@ -140,11 +164,24 @@ class DiffusionTraining(LightningModule):
     _loader: ResumableLoader | None = None
     _thresholds_missing = False  # in a checkpoint that was trained with another false_alarm_rate or none
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Keep anomalib's command line quiet from the first message on."""
-        del args, kwargs
-        terminal.quiet_command_line()
-        return super().__new__(cls)
+    def __init__(
+        self,
+        seed: int | None = None,
+        max_epochs: int | None = None,
+        check_val_every_n_epoch: int | None = None,
+        checkpoint_every_n_steps: int = 200,
+        skip_broken_images: bool = False,
+        false_alarm_rate: float | None = None,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        terminal.quiet_command_line()  # from the first message on
+        super().__init__(
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
+        )
+        self.check_training_arguments()
 
     def check_training_arguments(self) -> None:
         """Refuse impossible training arguments.
@@ -169,9 +206,7 @@ class DiffusionTraining(LightningModule):
     def build_model(self, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         """Build the torch module from the constructor's arguments that it accepts."""
         allow_any_script()  # before the datamodule looks at its folders
-        owners = (*self.network_class.__mro__, *self.network_parts)
-        constructors = (vars(owner)["__init__"] for owner in owners if "__init__" in vars(owner))
-        names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+        names = constructor_parameters(*self.network_class.__mro__, *self.network_parts)
         with torch.random.fork_rng(devices=[], enabled=arguments["seed"] is not None):
             if arguments["seed"] is not None:
                 torch.manual_seed(arguments["seed"])
@@ -670,7 +705,7 @@ class DiffusionTraining(LightningModule):
         return bool(checkpoint.get("osdirf_fitted", False))
 
     def _adopt_arguments(self, saved: dict[str, Any]) -> None:
-        parameters = inspect.signature(type(self).__init__).parameters
+        parameters = constructor_parameters(*type(self).__mro__)
         adopted = {}
         for name, value in saved.items():
             own = self.hparams.get(name)
@@ -690,6 +725,12 @@ class DiffusionTraining(LightningModule):
             self.hparams.update(adopted)
         if set(adopted) - self.training_arguments:
             self.model = self.build_model(dict(self.hparams))
+
+
+def constructor_parameters(*classes: type) -> dict[str, inspect.Parameter]:
+    """Return what constructors take, by name; the first class that has a parameter says its default."""
+    own = (vars(one)["__init__"] for one in reversed(classes) if "__init__" in vars(one))
+    return {name: parameter for init in own for name, parameter in inspect.signature(init).parameters.items()}
 
 
 def _plain(value: object) -> object:

@@ -4,7 +4,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil, cos, isnan, pi
 from typing import Any, NamedTuple
@@ -67,6 +67,38 @@ class FieldTraining(DiffusionTraining):
 
     The denoiser is not trained on a held-out fifth of the images. The averaged weights that explain most of the noise
     on these images give the field.
+
+    Args:
+        backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
+            Defaults to ``tf_efficientnet_lite0``.
+        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 8 and 16 or, of
+            a transformer, blocks 3, 6, 9 and 11 of 12. Defaults to ``None``.
+        pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
+        backbone_weights: Local .safetensors or .pth file to load instead of an installed package's (extra ``weights``,
+            for ``tf_efficientnet_lite0``) or a download. Defaults to ``None``.
+        feature_dim: Maximum number of principal components of the features; ``None`` keeps all channels, standardised.
+            Defaults to ``96``.
+        grid_size: Side of the field's grid, in positions. OSDIRF's map has a second, finer part of twice as many.
+            Defaults to ``16``.
+        denoiser: ``conv_mlp``, a perceptron with depthwise convolutions, the same at every position; ``unet``; a
+            diffusion transformer: ``dit_s``, ``dit_b``, ``dit_l``, ``dit_gigant``; or, for comparison and OSDIRF only,
+            ``none``, which trains nothing and scores by the densities only. Defaults to ``conv_mlp``.
+        learning_rate: Peak learning rate of AdamW. Defaults to ``1e-3``.
+        initial_learning_rate: Learning rate that the linear warm-up starts from. Defaults to ``0.0``.
+        final_learning_rate: Learning rate that the cosine decay ends at. Defaults to ``0.0``.
+        weight_decay: Weight decay of AdamW. Defaults to ``0.0``.
+        warmup_steps: Steps of linear warm-up, a tenth of the training at most. Defaults to ``100``.
+        warmup_epochs: Epochs of linear warm-up, instead of ``warmup_steps``. Defaults to ``None``.
+        gradient_clip_norm: Maximum gradient norm, 0 for no clipping; ``trainer.gradient_clip_val`` overrides it.
+            Defaults to ``1.0``.
+        ema_decay: Decay of the denoiser's exponential moving average, which gives the scores. Defaults to ``0.999``.
+        feature_cache: Compute features once and train on them, if images are not augmented. Defaults to ``True``.
+        cache_memory_gb: Cache size per process in GiB above which a memory-mapped file is used. Defaults to ``4.0``.
+        gradient_checkpointing: Recompute the denoiser's activations in the backward pass: slower training in less
+            memory, for large denoisers. Defaults to ``False``.
+        pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and the normalisation that the backbone was
+            trained with. For transformers the size is rounded to a multiple of the patch size. Defaults to ``True``.
+        **arguments: Those of :class:`~anomalib_osdirf.training.diffusion_training.DiffusionTraining`.
     """
 
     structure = 4
@@ -107,14 +139,35 @@ class FieldTraining(DiffusionTraining):
     _last_share: float | None = None
     _tiles_per_image = 1  # 1 where images are not cut
 
-    # ------------------------------------------------------------------ pre-processing
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_lite0",
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        backbone_weights: str | None = None,
+        feature_dim: int | None = 96,
+        grid_size: int = 16,
+        denoiser: str = "conv_mlp",
+        learning_rate: float = 1e-3,
+        initial_learning_rate: float = 0.0,
+        final_learning_rate: float = 0.0,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 100,
+        warmup_epochs: int | None = None,
+        gradient_clip_norm: float = 1.0,
+        ema_decay: float = 0.999,
+        feature_cache: bool = True,
+        cache_memory_gb: float = 4.0,
+        gradient_checkpointing: bool = False,
+        pre_processor: PreProcessor | bool = True,
+        **arguments: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pre_processor=pre_processor, **arguments)
+        self.model = self.build_model(dict(self.hparams))
+        self._suit_backbone(normalise=pre_processor is True)
 
-    def suit_backbone(self, is_default: bool) -> None:
-        """Round the image size to the backbone's patches, and normalise as it was trained.
-
-        Args:
-            is_default: Whether the pre-processor is anomalib's default, not the user's, whose normalisation is kept.
-        """
+    def _suit_backbone(self, normalise: bool) -> None:
+        """Round the image size to the backbone's patches and, where asked to, normalise as it was trained."""
         own, backbone = self.pre_processor, self.model.network.backbone
         if isinstance(own, PreProcessor) and own.transform is not None:
             transform, sizes = pre_processing.rounded_to(backbone.patch, own.transform)
@@ -123,7 +176,7 @@ class FieldTraining(DiffusionTraining):
                     "Images are resized to %d x %d, not %d x %d: the nearest multiple of %s's patches of %d x %d.",
                     *(*sizes[1], *sizes[0], backbone.name, *backbone.patch),
                 )
-            own.transform = pre_processing.normalised_for(backbone.name, transform) if is_default else transform
+            own.transform = pre_processing.normalised_for(backbone.name, transform) if normalise else transform
         self.make_pre_processor_exact()
 
     # ------------------------------------------------------------------ data

@@ -9,11 +9,8 @@ from typing import Any
 
 import torch
 from anomalib.data.transforms.utils import extract_transforms_by_type
-from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -73,28 +70,10 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
             Defaults to ``0.0``.
         ema_decay: Decay of the networks' exponential moving average, which then gives the scores; ``None`` or 0 for no
             averaging. Defaults to ``None``.
-        seed: Seed of the initial weights, the order of images, the painted anomalies and the training noise; ``None``
-            uses torch's global seed. (anomalib 2.7 ignores ``--seed_everything``.) Defaults to ``None``.
         max_steps: Optimiser steps to train for; ``trainer.max_steps`` and ``trainer.max_epochs`` override it.
             Defaults to ``10000``.
-        max_epochs: Epochs to train for, instead of ``max_steps``. Defaults to ``None``.
-        check_val_every_n_epoch: Also validate every n epochs; ``None`` validates once, at the end. Defaults to
-            ``None``.
-        checkpoint_every_n_steps: Keep a checkpoint to resume from every n steps; 0 keeps none. Defaults to ``200``.
-        skip_broken_images: Skip unreadable images and list them in ``broken_images_fit.csv`` (``..._test.csv``) in the
-            run folder, which reads each image once more; otherwise the first one ends the run. Predictions always skip
-            them. Defaults to ``False``.
-        false_alarm_rate: Share of normal images that may be labelled anomalous, such as ``0.01``: thresholds come from
-            normal images only, and scores have p-values, see
-            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. ``None`` uses the best F1 if the
-            validation data have defects (for the pixel threshold, masks); otherwise normal images, at a rate of 1 % or
-            the smallest that their number supports. Defaults to ``None``.
         pre_processor: Pre-processor without normalisation, or ``True`` for a resize to 256 x 256. Defaults to ``True``.
-        post_processor: Post-processor, or ``True`` for
-            :class:`~anomalib_osdirf.post_processing.FalseAlarmPostProcessor`. Defaults to ``True``.
-        evaluator: Evaluator, or ``True`` for image AUROC, AP, F1max and pixel AUROC, AP, F1max, AUPRO. Defaults to
-            ``True``.
-        visualizer: Visualizer, or ``True`` for anomalib's. Defaults to ``True``.
+        **arguments: Those of :class:`~anomalib_osdirf.training.diffusion_training.DiffusionTraining`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -140,25 +119,11 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         learning_rate_schedule: str = "constant",
         gradient_clip_norm: float = 0.0,
         ema_decay: float | None = None,
-        seed: int | None = None,
         max_steps: int = 10000,
-        max_epochs: int | None = None,
-        check_val_every_n_epoch: int | None = None,
-        checkpoint_every_n_steps: int = 200,
-        skip_broken_images: bool = False,
-        false_alarm_rate: float | None = None,
         pre_processor: PreProcessor | bool = True,
-        post_processor: PostProcessor | bool = True,
-        evaluator: Evaluator | bool = True,
-        visualizer: Visualizer | bool = True,
+        **arguments: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(
-            pre_processor=pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
-        )
-        self.check_training_arguments()
+        super().__init__(pre_processor=pre_processor, **arguments)
         check_foreground(foreground, foreground_masks)
         if learning_rate_schedule not in _SCHEDULES:
             msg = f"learning_rate_schedule={learning_rate_schedule!r} is unknown; use one of {', '.join(_SCHEDULES)}."
