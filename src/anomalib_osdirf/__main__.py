@@ -20,7 +20,8 @@ from anomalib_osdirf.terminal import VERBOSE, mistake, verbose, without_noise
 
 PROGRAM = "python -m anomalib_osdirf"
 
-# Subcommand: the module whose `main(arguments) -> exit status` runs it, and a line of help.
+# Subcommand: the module whose `main` runs it, and a line of help. It takes the rest of the command line and the name
+# for help and errors, and returns the exit status; errors that the user can fix become one line in `main` below.
 SUBCOMMANDS = {
     "train": ("anomalib_osdirf.train", "Train on a folder of parts, test, export and report, all into one folder."),
     "predict": ("anomalib_osdirf.predict", "Score a folder of images with a checkpoint or an exported model."),
@@ -41,14 +42,7 @@ ANOMALIB_SUBCOMMANDS = ("train", "test", "predict", "export", "fit", "validate",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one of our subcommands, or else anomalib's command line.
-
-    Args:
-        arguments (Sequence[str] | None): The command line; that of the process where it is ``None``.
-
-    Returns:
-        int: The exit status.
-    """
+    """Run one of our subcommands, or else anomalib's command line; return the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
     if "--verbose" in arguments and command != "install":
@@ -62,17 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close = get_close_matches(command, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"`{PROGRAM} --help` lists them."
         return fail(PROGRAM, f"there is no command {command!r}; {hint}", 2)
+    program = f"{PROGRAM} {command}"
     try:
         if command in SUBCOMMANDS and not (command in ANOMALIB_SUBCOMMANDS and is_anomalibs(arguments[1:])):
             module, _ = SUBCOMMANDS[command]
             with without_noise():
-                return int(import_module(module).main(arguments[1:], f"{PROGRAM} {command}"))
+                return int(import_module(module).main(arguments[1:], program))
         _run_anomalib(arguments)
     except Exception as error:
         sentence = None if verbose() else mistake(error)
         if sentence is None:
             raise
-        return fail(PROGRAM, sentence)
+        return fail(program, sentence)
     return 0
 
 

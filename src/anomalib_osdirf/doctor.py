@@ -347,15 +347,7 @@ def _print_table(checks: Iterable[Check]) -> list[Check]:
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Print all checks.
-
-    Args:
-        arguments (Sequence[str] | None): The command line after ``doctor``.
-        program (str | None): How this program was called, for its help.
-
-    Returns:
-        int: 1 if a check failed, else 0.
-    """
+    """Print all checks; return 1 if one failed."""
     parser = argparse.ArgumentParser(prog=program, description="Check this installation. Makes no network call.")
     parser.add_argument(
         "--backbone",

@@ -11,39 +11,24 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from anomalib_osdirf.arguments import fail, positive
+from anomalib_osdirf.arguments import positive
 from anomalib_osdirf.progress import phase, say
 
 _SUFFIXES = (".csv", ".parquet")
 _MOST_ROWS = 50
 
 
-class _OptionError(ValueError):
-    """Invalid options; the message says why."""
-
-
 def main(arguments: Sequence[str], program: str) -> int:
-    """Score images.
-
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
-    Returns:
-        0, or 1 if no image could be scored.
-    """
+    """Score images; return 1 if none could be scored."""
     options = _parser(program).parse_args(arguments)
-    from anomalib_osdirf.inference.scoring import ModelError, load_scorer
+    from anomalib_osdirf.inference.scoring import load_scorer
 
-    try:
-        files = _files(options.folder)
-        _check_output(options.output)
-        scorer = load_scorer(options.model_file, options.model)
-        rows = list(phase("Scoring", _rows(scorer, files, options), len(files), visible=True))
-        if options.output is not None:
-            _write(rows, options.output)
-    except (ModelError, _OptionError) as error:
-        return fail(program, str(error))
+    files = _files(options.folder)
+    _check_output(options.output)
+    scorer = load_scorer(options.model_file, options.model)
+    rows = list(phase("Scoring", _rows(scorer, files, options), len(files), visible=True))
+    if options.output is not None:
+        _write(rows, options.output)
     _print(rows, options)
     return 0 if any(row["error"] is None for row in rows) else 1
 
@@ -71,7 +56,7 @@ def _files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     if not files:
         msg = f"FOLDER {str(folder)!r} {'is empty' if folder.is_dir() else 'does not exist'}; give a folder of images."
-        raise _OptionError(msg)
+        raise ValueError(msg)
     return files
 
 
@@ -80,12 +65,12 @@ def _check_output(output: Path | None) -> None:
         return
     if output.suffix not in _SUFFIXES:
         msg = f"--output {str(output)!r} ends in neither of {' and '.join(_SUFFIXES)}, which say what it becomes."
-        raise _OptionError(msg)
+        raise ValueError(msg)
     if output.suffix == ".parquet" and find_spec("pyarrow") is None:
         msg = (
             f"--output {str(output)!r} needs pyarrow, which is not installed; take a .csv file, or pip install pyarrow."
         )
-        raise _OptionError(msg)
+        raise ValueError(msg)
 
 
 def _rows(scorer: Any, files: Sequence[Path], options: argparse.Namespace) -> Iterator[dict[str, Any]]:  # noqa: ANN401

@@ -45,15 +45,7 @@ def run_category(category: str, root: Path, quiet: bool = False) -> tuple[Path, 
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Run the quick start and print where its results are.
-
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
-    Returns:
-        The exit status.
-    """
+    """Run the quick start and print where its results are."""
     from anomalib_osdirf.data.synthetic_surfaces import CATEGORIES
     from anomalib_osdirf.report.summary import print_summary
 

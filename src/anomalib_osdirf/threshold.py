@@ -8,22 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomalib_osdirf.arguments import fail
 from anomalib_osdirf.progress import say
 
 _PREFIX = "post_processor."
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Set a threshold.
-
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
-    Returns:
-        The exit status.
-    """
+    """Set a threshold."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Set a model's image threshold, without training or data. Scores are normalised anew, such that "
@@ -32,13 +23,10 @@ def main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("path", type=Path, metavar="MODEL", help=".ckpt or OpenVINO .xml file, or a run folder")
     parser.add_argument("value", type=float, metavar="VALUE", help="the model's own score, above which is anomalous")
     options = parser.parse_args(arguments)
-    from anomalib_osdirf.inference.scoring import ModelError, find_model
+    from anomalib_osdirf.inference.scoring import find_model
 
-    try:
-        file = find_model(options.path)
-        set_threshold(file, options.value)
-    except (ModelError, ValueError) as error:
-        return fail(program, str(error))
+    file = find_model(options.path)
+    set_threshold(file, options.value)
     say(f"Image threshold {options.value:g} set in {file}.")
     return 0
 

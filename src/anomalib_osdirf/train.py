@@ -30,20 +30,7 @@ class TrainError(ValueError):
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Train on a folder of parts.
-
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        PartsError: If something is wrong with the folder.
-        TrainError: If something is wrong with the options.
-        ModuleNotFoundError: If packages of the extra ``openvino`` are missing.
-    """
+    """Train on a folder of parts."""
     options = _parser(program).parse_args(arguments)
     parts = find_parts(options.folder, options.output)
     box(f"Found in {options.folder}", parts.lines())

@@ -13,15 +13,7 @@ __all__ = ["build_entry", "main"]
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Run a benchmark and report it.
-
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
-    Returns:
-        The exit status.
-    """
+    """Run a benchmark and report it."""
     # Imported here, since every run is a process of its own that needs nothing of it.
     from anomalib_osdirf.benchmark import command
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from anomalib_osdirf.arguments import fail
 from anomalib_osdirf.benchmark import report, run, speed
 from anomalib_osdirf.benchmark.heartbeat import HEARTBEAT
 from anomalib_osdirf.benchmark.plan import Plan, Run, digest, read_plan, slug
@@ -27,15 +28,7 @@ _HEARTBEAT_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Run a benchmark and report it.
-
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
-    Returns:
-        0 if all went well, 1 if anything failed, 2 if the configuration asks for something impossible.
-    """
+    """Run a benchmark and report it; return 1 if anything failed, 2 if the configuration is impossible."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Compare models over data sets and seeds: accuracy, time, memory, size and speed. What is "
@@ -51,16 +44,13 @@ def main(arguments: Sequence[str], program: str) -> int:
     try:
         plan = read_plan(options.config, options.output)
     except ValueError as error:
-        Console(stderr=True).print(f"{program}: {error}", soft_wrap=True, highlight=False, markup=False)
-        return 2
+        return fail(program, str(error), 2)
     results, speeds = perform(plan, console)
     outcome = report.write(plan, results, speeds)
     console.print(Markdown(outcome.markdown))
-    written = f"Written to {plan.output}: {', '.join(outcome.files)}"
-    console.print(written, soft_wrap=True, highlight=False, markup=False)
+    say(f"Written to {plan.output}: {', '.join(outcome.files)}", console)
     if options.quiet and outcome.failed:
-        line = f"{program}: not everything went well, see {plan.output}."
-        Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
+        fail(program, f"not everything went well, see {plan.output}.")
     return 1 if outcome.failed else 0
 
 

@@ -33,10 +33,6 @@ class _OptionError(ValueError):
 def main(arguments: Sequence[str], program: str) -> int:
     """Score images.
 
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
     Returns:
         0 if the run came to its end, 1 if it did not or no image at all could be scored, 2 if something impossible was
         asked for, 130 after Ctrl+C.
