@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small data set of textured images and a small model, for every test that trains."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,43 +85,6 @@ def keep_denoiser() -> Iterator[None]:
 def float32_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in float32 on every processor: bfloat16 makes of a difference in the last bit one in the eighth."""
     monkeypatch.setattr("anomalib_osdirf.models.field_network._has_bfloat16", lambda: False)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def convert_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Convert a network to ONNX once: most of what an export takes, and the same whatever is made of it afterwards."""
-    convert, converted = torch.onnx.export, tmp_path_factory.mktemp("converted")
-
-    def convert_or_copy(model: torch.nn.Module, args: Any, f: Any, **arguments: Any) -> None:
-        file = Path(f)
-        shapes = [value.shape for value in args]
-        kept = converted / _digest(model, repr((shapes, file.name, sorted(arguments.items()))))
-        if not kept.exists():
-            convert(model, args, file, **arguments)
-            kept.mkdir()
-            for part in file.parent.glob(f"{file.name}*"):  # a large one keeps its weights beside it
-                shutil.copy(part, kept)
-        shutil.copytree(kept, file.parent, dirs_exist_ok=True)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", convert_or_copy)
-        yield
-
-
-def _digest(model: torch.nn.Module, arguments: str) -> str:
-    """Describe a network: structure, attributes, weights, statistics, thresholds, and how it is to be converted."""
-    described = hashlib.sha256(f"{model!r}{arguments}".encode())
-    for name, module in model.named_modules():
-        plain = {
-            key: value
-            for key, value in vars(module).items()
-            if isinstance(value, bool | int | float | str | list | tuple)
-        }
-        described.update(f"{name} {type(module)} {plain}".encode())
-    for name, value in model.state_dict().items():
-        content = value.cpu().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
-        described.update(name.encode() + content)
-    return described.hexdigest()
 
 
 @pytest.fixture(scope="session")

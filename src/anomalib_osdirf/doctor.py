@@ -40,7 +40,6 @@ OPTIONAL_EXTRAS = {
 LEAST_FREE_BYTES = 2 * 1024**3
 
 Status = Literal["ok", "note", "fail"]
-_COLOURS: dict[Status, str] = {"ok": "green", "note": "yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -318,34 +317,6 @@ def run_checks(backbone: str = DEFAULT_BACKBONE, weights: Path | None = None) ->
             yield Check(name, "fail", f"this check failed: {one_line(error)}", "fix the failures above it first")
 
 
-def _print_plain(checks: Iterable[Check]) -> list[Check]:
-    done = []
-    for check in checks:
-        done.append(check)
-        print(f"{check.status:<5} {check.name}: {check.found}", flush=True)  # noqa: T201
-        if check.remedy:
-            print(f"      -> {check.remedy}", flush=True)  # noqa: T201
-    return done
-
-
-def _print_table(checks: Iterable[Check]) -> list[Check]:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    table = Table(title=f"{DISTRIBUTION} {__version__}", title_justify="left")
-    for column in ("check", "", "found", "what to do"):
-        table.add_column(column, overflow="fold")
-    with console.status("checking"):
-        done = list(checks)
-    for check in done:
-        status = Text(check.status, style=_COLOURS[check.status])
-        table.add_row(Text(check.name), status, Text(check.found), Text(check.remedy))
-    console.print(table)
-    return done
-
-
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Print all checks; return 1 if one failed."""
     parser = argparse.ArgumentParser(prog=program, description="Check this installation. Makes no network call.")
@@ -356,8 +327,12 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="local .safetensors or .pth file to look at")
     options = parser.parse_args(arguments)
-    checks = run_checks(options.backbone, options.weights)
-    done = _print_table(checks) if sys.stdout.isatty() else _print_plain(checks)
+    done = []
+    for check in run_checks(options.backbone, options.weights):
+        done.append(check)
+        print(f"{check.status:<5} {check.name}: {check.found}", flush=True)  # noqa: T201
+        if check.remedy:
+            print(f"      -> {check.remedy}", flush=True)  # noqa: T201
     failures = sum(check.status == "fail" for check in done)
     verdict = f"{failures} of {len(done)} checks failed." if failures else f"All {len(done)} checks passed."
     print(verdict)  # noqa: T201

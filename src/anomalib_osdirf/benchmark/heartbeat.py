@@ -4,6 +4,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -26,41 +27,17 @@ class Heartbeat(Callback):
         self._images = 0
         self._start = self._written = 0.0
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        *args: object,
-        **kwargs: object,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Count a training batch."""
-        self._count("training", batch)
+        self._count("training", args[1])
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        *args: object,
-        **kwargs: object,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Count a validation batch."""
-        self._count("validation", batch)
+        self._count("validation", args[1])
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        *args: object,
-        **kwargs: object,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Count a test batch."""
-        self._count("test", batch)
+        self._count("test", args[1])
 
     def _count(self, phase: str, batch: object) -> None:
         now = time.perf_counter()

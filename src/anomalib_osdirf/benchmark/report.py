@@ -284,7 +284,7 @@ def plot(
     accuracy: Mapping[str, Mapping[str, Figure]],
     costs: Mapping[str, Mapping[str, float | None]],
 ) -> list[str]:
-    """Draw accuracy against speed, models told apart by marker and name.
+    """Draw accuracy against speed, models told apart by marker.
 
     Args:
         output: Folder for ``accuracy_speed.png`` and ``accuracy_speed.svg``.
@@ -301,18 +301,21 @@ def plot(
     metrics = [metric for metric in ("image_AUROC", MAD) if any(metric in one for one in accuracy.values())]
     figure = Canvas(figsize=(5.2 * len(metrics), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    drawn = []
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        points = []
         for (model, figures_of_model), marker in zip(accuracy.items(), cycle(_MARKERS), strict=False):
             speed, value = costs[model]["images_per_second_1"], figures_of_model.get(metric)
             if speed is None or value is None:
                 continue
             deviation = value.deviation or 0.0
             bar = [[deviation], [min(deviation, 1 - value.mean)]]
-            style: dict[str, Any] = {"marker": marker, "markersize": 8, "color": "black", "mfc": "white", "capsize": 3}
-            axis.errorbar(speed, value.mean, yerr=bar, elinewidth=0.8, **style)
-            points.append((speed, value.mean, model))
+            style: dict[str, Any] = {
+                "marker": marker,
+                "linestyle": "none",
+                "color": "black",
+                "mfc": "white",
+                "capsize": 3,
+            }
+            axis.errorbar(speed, value.mean, yerr=bar, elinewidth=0.8, label=model, **style)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(ScalarFormatter())
@@ -321,44 +324,8 @@ def plot(
         axis.set_xlabel("speed at batch size 1, images per second")
         axis.set_ylabel(f"{METRICS[metric]} (1 is perfect)")
         axis.grid(visible=True, color="0.85", linewidth=0.6)
-        drawn.append((axis, points))
-    figure.draw_without_rendering()
-    for axis, points in drawn:
-        _label(axis, points)
+        axis.legend(fontsize=8)
     names = ["accuracy_speed.png", "accuracy_speed.svg"]
     for name in names:
         figure.savefig(output / name, dpi=150)
     return names
-
-
-def _label(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:  # noqa: ANN401
-    """Write each model's name beside its marker, where it covers no marker and no other name."""
-    radius = 9.0
-    centres = [axis.transData.transform((speed, value)) for speed, value, _ in points]
-    taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
-    for speed, value, model in points:
-        offsets = [
-            (side * distance, height * distance)
-            for distance in (8, 16, 26)
-            for height in (0, 1, -1)
-            for side in (1, -1)
-        ]
-        for offset in offsets:
-            text = axis.annotate(
-                model,
-                (speed, value),
-                xytext=offset,
-                textcoords="offset points",
-                ha="left" if offset[0] > 0 else "right",
-                va="center",
-                fontsize=8,
-            )
-            box = text.get_window_extent().extents
-            if not any(_overlap(box, other) for other in taken) or offset == offsets[-1]:
-                taken.append(tuple(box))
-                break
-            text.remove()
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -8,16 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from anomalib.metrics import AnomalibMetric, Evaluator, F1AdaptiveThreshold, F1Score
+from anomalib.metrics import AnomalibMetric, Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-
-_SCORE: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-
-
-class F1OwnThreshold(F1Score):
-    """F1 score at the category's own threshold."""
 
 
 class CategoryEvaluator(Evaluator):
@@ -31,49 +24,23 @@ class CategoryEvaluator(Evaluator):
         test_metrics: Computed for each category.
         category_of: Tells the category of an image path; ``None`` takes all images for one category, whose metrics
             have no prefix and no mean.
-        category_thresholds: Also compute the F1 at thresholds of the categories' own.
-
-    Raises:
-        ValueError: At a test with such thresholds, if the model has no post-processor.
     """
 
-    def __init__(
-        self,
-        test_metrics: Sequence[AnomalibMetric],
-        category_of: Callable[[str], str] | None = None,
-        category_thresholds: bool = False,
-    ) -> None:
+    def __init__(self, test_metrics: Sequence[AnomalibMetric], category_of: Callable[[str], str] | None = None) -> None:
         super().__init__(test_metrics=test_metrics)
         self.category_of = category_of
-        self.category_thresholds = category_thresholds
         self.replaced: list[Evaluator] | None = None  # a list, or it would become a part of this module
         self._picture_folder: list[Path | None] = []
         self._metrics: dict[str, list[Any]] = {}
-        self._thresholds: dict[str, Tensor] = {}
-        self._own_f1: dict[str, F1OwnThreshold] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset, and find the categories' own thresholds if requested."""
+        """Reset."""
         super().on_test_start(trainer, pl_module)
         self._metrics.clear()
-        self._own_f1.clear()
-        if self.category_thresholds:
-            if getattr(pl_module, "post_processor", None) is None:
-                msg = "category_thresholds=True needs the model's post-processor; leave post_processor at its default."
-                raise ValueError(msg)
-            self._thresholds = self._find_thresholds(trainer, pl_module)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Update the metrics of the batch's category."""
-        del outputs, batch_idx, dataloader_idx
+        batch = args[1]
         category = self._category(batch)
         self._sort_pictures(trainer, pl_module, category)
         if category not in self._metrics:
@@ -84,18 +51,13 @@ class CategoryEvaluator(Evaluator):
         scaled = _scaled(batch, pl_module)
         for metric in self._metrics[category]:
             metric.update(scaled)
-        if category in self._thresholds:
-            scaled.pred_label = scaled.pred_score >= self._thresholds[category]
-            f1 = self._own_f1.setdefault(category, F1OwnThreshold(fields=["pred_label", "gt_label"], prefix="image_"))
-            f1.to(scaled.pred_label.device).update(scaled)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log what each category has, and the mean of each metric over the categories that have it."""
         del trainer
         values: dict[str, dict[str, float]] = {}
         for category, metrics in self._metrics.items():
-            own = [self._own_f1[category]] if category in self._own_f1 else []
-            for metric in (*metrics, *own):
+            for metric in metrics:
                 value = float(metric.compute()) if metric.update_called else math.nan
                 if not math.isnan(value):
                     values.setdefault(metric.name, {})[category] = value
@@ -114,18 +76,9 @@ class CategoryEvaluator(Evaluator):
         super().on_test_end(trainer, pl_module)
         self._unsort_pictures(pl_module)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Save pictures of a prediction by category, too."""
-        del outputs, batch_idx, dataloader_idx
-        self._sort_pictures(trainer, pl_module, self._category(batch))
+        self._sort_pictures(trainer, pl_module, self._category(args[1]))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the visualizer."""
@@ -154,18 +107,6 @@ class CategoryEvaluator(Evaluator):
             raise ValueError(msg)
         return categories.pop()
 
-    def _find_thresholds(self, trainer: Any, model: Any) -> dict[str, Tensor]:  # noqa: ANN401
-        """Score the validation images, and return each category's threshold of the best F1, on the mapped scale."""
-        found: dict[str, F1AdaptiveThreshold] = {}
-        for batch_idx, batch in enumerate(trainer.datamodule.val_dataloader()):
-            moved = trainer.strategy.batch_to_device(batch)
-            if model.pre_processor is not None:
-                model.pre_processor.on_validation_batch_start(trainer, model, moved, batch_idx)
-            with torch.no_grad():
-                scores = _scaled(model.validation_step(moved, batch_idx), model)
-            found.setdefault(self._category(scores), F1AdaptiveThreshold(**_SCORE).to(model.device)).update(scores)
-        return {category: metric.compute() for category, metric in found.items()}
-
 
 def _scaled(batch: Any, model: Any) -> Any:  # noqa: ANN401
     """Return a batch with labels and masks of the model's threshold, and scores and maps in [0, 1], in raw order."""
@@ -187,11 +128,7 @@ def _to_unit_range(values: Tensor | None, smallest: Tensor, largest: Tensor) -> 
     return 0.5 + centred / (1 + 2 * centred.abs())  # not cut off: what lies outside keeps its order, too
 
 
-def measure_by_category(
-    trainer: Any,  # noqa: ANN401
-    category_of: Callable[[str], str],
-    category_thresholds: bool,
-) -> None:
+def measure_by_category(trainer: Any, category_of: Callable[[str], str]) -> None:  # noqa: ANN401
     """Replace a model's evaluator by a :class:`CategoryEvaluator` with the same test metrics.
 
     A callback takes part in a test once it is among the trainer's; it must come before the post-processor.
@@ -199,7 +136,7 @@ def measure_by_category(
     restore_evaluator(trainer)
     replaced = [callback for callback in trainer.callbacks if isinstance(callback, Evaluator)]
     metrics: list[Any] = [metric for evaluator in replaced for metric in evaluator.test_metrics]
-    ours = CategoryEvaluator(metrics, category_of, category_thresholds)
+    ours = CategoryEvaluator(metrics, category_of)
     ours.compute_on_cpu = all(evaluator.compute_on_cpu for evaluator in replaced)
     ours.replaced = replaced
     trainer.callbacks[:] = [ours, *(callback for callback in trainer.callbacks if callback not in replaced)]

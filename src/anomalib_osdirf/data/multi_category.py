@@ -119,19 +119,11 @@ class MultiCategory(AnomalibDataModule):
     Args:
         categories (list[AnomalibDataModule] | dict[str, AnomalibDataModule]): Datamodules of the categories. In a list,
             a category is called by its datamodule's category, or else by its name.
-        name (str): Name of the whole, for the results folder.
-            Defaults to ``"MultiCategory"``.
-        train_batch_size (int): Training batch size.
-            Defaults to ``32``.
-        eval_batch_size (int): Validation and test batch size; a batch has images of one category only.
-            Defaults to ``32``.
-        num_workers (int): Number of processes that read files.
-            Defaults to ``0``.
-        category_thresholds (bool): Also report, as ``<category>/image_F1OwnThreshold``, the F1 that a threshold of the
-            category's own would give, the best one on its validation images. Deployed with that threshold, a machine
-            must be told what it looks at; the model keeps its one threshold. Where the validation images are the test
-            images, as by default in most datamodules, this is F1max.
-            Defaults to ``False``.
+        name (str): Name of the whole, for the results folder. Defaults to ``"MultiCategory"``.
+        train_batch_size (int): Training batch size. Defaults to ``32``.
+        eval_batch_size (int): Validation and test batch size; a batch has images of one category only. Defaults to
+            ``32``.
+        num_workers (int): Number of processes that read files. Defaults to ``0``.
 
     Raises:
         ValueError: If there are no categories, two of one name, or something else than datamodules.
@@ -150,7 +142,6 @@ class MultiCategory(AnomalibDataModule):
         train_batch_size: int = 32,
         eval_batch_size: int = 32,
         num_workers: int = 0,
-        category_thresholds: bool = False,
     ) -> None:
         super().__init__(train_batch_size, eval_batch_size, num_workers)
         for argument, value in (("train_batch_size", train_batch_size), ("eval_batch_size", eval_batch_size)):
@@ -174,7 +165,6 @@ class MultiCategory(AnomalibDataModule):
                 )
                 raise ValueError(msg)
         self._name = name
-        self.category_thresholds = category_thresholds
         self._category_of: dict[str, str] = {}
 
     @property
@@ -207,7 +197,7 @@ class MultiCategory(AnomalibDataModule):
             self._is_setup = isinstance(stage, TrainerFn)
         self._check_processes()
         if isinstance(stage, TrainerFn) and stage in {TrainerFn.TESTING, TrainerFn.PREDICTING}:
-            measure_by_category(self.trainer, self.category_of, self.category_thresholds)
+            measure_by_category(self.trainer, self.category_of)
 
     def _check_processes(self) -> None:
         """Refuse more processes than a category has images: metrics of a category wait for every process."""

@@ -33,7 +33,6 @@ from anomalib.data.datasets.image.mvtecad import MVTecADDataset
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import Transform
 
 from anomalib_osdirf.data.surface_drawing import SURFACES, draw_surface
 from anomalib_osdirf.registration import register_datamodule
@@ -60,41 +59,23 @@ class SyntheticSurfaces(AnomalibDataModule):
     Args:
         root (Path | str | None): Folder for the drawn files; anomalib's folder for data sets when ``None``.
             Defaults to ``"./datasets/SyntheticSurfaces"``.
-        category (str): Which surface: ``"weave"``, ``"brushed_metal"``, ``"printed_parts"`` or
-            ``"loose_parts"``.
+        category (str): Which surface: ``"weave"``, ``"brushed_metal"``, ``"printed_parts"`` or ``"loose_parts"``.
             Defaults to ``"weave"``.
-        num_train (int): Number of normal pictures to train on.
-            Defaults to ``150``.
-        num_test_good (int): Number of normal pictures to test on.
-            Defaults to ``30``.
-        num_test_per_defect (int): Number of test pictures of each of the five kinds of defect.
-            Defaults to ``10``.
-        image_size (int): Side of the pictures in pixels.
-            Defaults to ``256``.
-        seed (int): Seed of the drawings and of anomalib's splits.
-            Defaults to ``0``.
-        train_batch_size (int): Training batch size.
-            Defaults to ``32``.
-        eval_batch_size (int): Validation and test batch size.
-            Defaults to ``32``.
+        num_train (int): Number of normal pictures to train on. Defaults to ``150``.
+        num_test_good (int): Number of normal pictures to test on. Defaults to ``30``.
+        num_test_per_defect (int): Number of test pictures of each of the five kinds of defect. Defaults to ``10``.
+        image_size (int): Side of the pictures in pixels. Defaults to ``256``.
+        seed (int): Seed of the drawings and of anomalib's splits. Defaults to ``0``.
+        train_batch_size (int): Training batch size. Defaults to ``32``.
+        eval_batch_size (int): Validation and test batch size. Defaults to ``32``.
         num_workers (int): Number of processes that read files; the files are small, so none is quickest.
             Defaults to ``0``.
-        train_augmentations (Transform | None): Augmentations of the training pictures.
-            Defaults to ``None``.
-        val_augmentations (Transform | None): Augmentations of the validation pictures.
-            Defaults to ``None``.
-        test_augmentations (Transform | None): Augmentations of the test pictures.
-            Defaults to ``None``.
-        augmentations (Transform | None): Augmentations where no specific ones are given.
-            Defaults to ``None``.
-        test_split_mode (TestSplitMode | str): How the test set is made.
-            Defaults to ``TestSplitMode.FROM_DIR``.
-        test_split_ratio (float): Share of the pictures for testing, where the mode asks for one.
-            Defaults to ``0.2``.
-        val_split_mode (ValSplitMode | str): How the validation set is made.
-            Defaults to ``ValSplitMode.SAME_AS_TEST``.
-        val_split_ratio (float): Share of the pictures for validation, where the mode asks for one.
-            Defaults to ``0.5``.
+        test_split_mode (TestSplitMode | str): How the test set is made. Defaults to ``TestSplitMode.FROM_DIR``.
+        test_split_ratio (float): Share of the pictures for testing, where the mode asks for one. Defaults to ``0.2``.
+        val_split_mode (ValSplitMode | str): How the validation set is made. Defaults to ``ValSplitMode.SAME_AS_TEST``.
+        val_split_ratio (float): Share of the pictures for validation, where the mode asks for one. Defaults to ``0.5``.
+        **augmentations: anomalib's augmentations: ``augmentations``, or ``train_augmentations``, ``val_augmentations``
+            and ``test_augmentations``.
 
     Raises:
         ValueError: If the category is unknown, or a count, the image size or the seed is out of range.
@@ -118,28 +99,22 @@ class SyntheticSurfaces(AnomalibDataModule):
         train_batch_size: int = 32,
         eval_batch_size: int = 32,
         num_workers: int = 0,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
         test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
         test_split_ratio: float = 0.2,
         val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
         val_split_ratio: float = 0.5,
+        **augmentations: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
             test_split_mode=test_split_mode,
             test_split_ratio=test_split_ratio,
             val_split_mode=val_split_mode,
             val_split_ratio=val_split_ratio,
             seed=seed,
+            **augmentations,
         )
         if category not in SURFACES:
             msg = f"category is {category!r}, which is not a drawn surface: choose one of {', '.join(CATEGORIES)}."

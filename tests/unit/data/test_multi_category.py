@@ -18,7 +18,7 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUROC
 from anomalib.models import Padim
 from anomalib.post_processing import PostProcessor
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from anomalib_osdirf.data import MultiCategory
 from anomalib_osdirf.data.category_evaluator import CategoryEvaluator
@@ -70,7 +70,6 @@ def unified(
         {"parts": small_folder(parts), "cells": small_folder(cells, mask_dir=None)},
         name="two",
         eval_batch_size=3,
-        category_thresholds=True,
     )
     engine = Engine(default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False)
     metrics = engine.train(OSDIRF(**TINY, seed=0, pre_processor=pre_processor()), datamodule=data)[0]
@@ -118,7 +117,7 @@ def test_one_training_gives_metrics_and_pictures_per_category(
 ) -> None:
     checkpoint, metrics, pictures = unified
     assert checkpoint.parts[-5:-3] == ("two", "v0")
-    image = {"image_AUROC", "image_AP", "image_F1Max", "image_F1OwnThreshold"}
+    image = {"image_AUROC", "image_AP", "image_F1Max"}
     pixel = {"pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"}
     expected = {f"{name}/{metric}" for name in ("parts", "mean") for metric in image | pixel}
     assert set(metrics) == expected | {f"cells/{metric}" for metric in image}
@@ -139,19 +138,9 @@ def test_a_category_alone_is_measured_alike(
     checkpoint, metrics, _ = unified
     for name, data in (("parts", small_folder(parts)), ("cells", small_folder(cells, mask_dir=None))):
         alone = engine().test(tiny(visualizer=False), datamodule=data, ckpt_path=checkpoint, verbose=False)[0]
-        assert set(alone) == {
-            key.split("/")[1] for key in metrics if key.startswith(f"{name}/") and "OwnThreshold" not in key
-        }
+        assert set(alone) == {key.split("/")[1] for key in metrics if key.startswith(f"{name}/")}
         for metric, value in alone.items():
             assert metrics[f"{name}/{metric}"] == pytest.approx(value, abs=1e-5), metric
-
-
-def test_own_threshold_on_the_test_images_themselves_gives_f1max(
-    unified: tuple[Path, dict[str, float], list[str]],
-) -> None:
-    _, metrics, _ = unified
-    for name in ("parts", "cells"):
-        assert metrics[f"{name}/image_F1OwnThreshold"] == pytest.approx(metrics[f"{name}/image_F1Max"], abs=1e-6)
 
 
 def test_anomalib_models_are_measured_per_category_too_and_keep_their_evaluator(
@@ -213,33 +202,6 @@ def test_scales_of_categories_neither_mix_nor_are_cut_off() -> None:
         assert measured[f"{name}/image_AUROC"] == pytest.approx(expected, abs=3e-3)  # float32 at 1000
     assert measured["mean/image_AUROC"] == pytest.approx(np.mean(list(singles.values())), abs=3e-3)
     assert set(measured) == {f"{name}/image_AUROC" for name in ("a", "b", "c", "mean")}
-
-
-def test_own_threshold_comes_from_the_validation_images(
-    both: Callable[..., MultiCategory],
-    engine: Callable[..., Engine],
-    parts: Path,
-    cells: Path,
-    tiny: Callable[..., Any],
-) -> None:
-    """On a split validation set: against scikit-learn, with the scores of `predict`."""
-    categories: list[Any] = [
-        small_folder(parts, name="parts", val_split_mode="from_test"),
-        small_folder(cells, name="cells", mask_dir=None, val_split_mode="from_test"),
-    ]
-    data = MultiCategory(categories, category_thresholds=True)
-    model, runner = tiny(seed=0, visualizer=False, max_steps=2, checkpoint_every_n_steps=0), engine()
-    metrics = runner.train(model, datamodule=data)[0]
-    for name, datamodule in data.categories.items():
-        truth, score = {}, {}
-        for split in ("val", "test"):
-            dataset = getattr(datamodule, f"{split}_data")
-            batch = dataset.collate_fn([dataset[index] for index in range(len(dataset))])
-            images = model.pre_processor.transform(batch.image)
-            truth[split], score[split] = batch.gt_label.numpy(), model.model(images).pred_score.numpy()
-        best = max(sorted(score["val"]), key=lambda t: f1_score(truth["val"], score["val"] >= t))
-        expected = f1_score(truth["test"], score["test"] >= best)
-        assert metrics[f"{name}/image_F1OwnThreshold"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

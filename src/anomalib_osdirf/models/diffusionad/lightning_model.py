@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_osdirf.data.synthetic_anomalies import SyntheticAnomalies, check_foreground
 from anomalib_osdirf.export.exact_export import ExactExport
-from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel
+from anomalib_osdirf.models.diffusionad.torch_model import DiffusionADModel, NormGuidedReconstruction
 from anomalib_osdirf.progress import images_of
 from anomalib_osdirf.registration import register
 from anomalib_osdirf.training.diffusion_training import DiffusionTraining
@@ -94,6 +94,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
 
     model: DiffusionADModel
     network_class = DiffusionADModel
+    network_parts = (NormGuidedReconstruction,)
 
     def __init__(
         self,

@@ -54,6 +54,9 @@ class NormGuidedReconstruction(nn.Module):
         patch_size: Side of the squares of pixels that the network takes as one position, with their values as channels.
         pixel_deviation: Precondition the network for pixels that deviate so much from 0.5, see :meth:`predict_noise`.
         guidance_strength: Weight w of the norm guidance.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -62,16 +65,25 @@ class NormGuidedReconstruction(nn.Module):
         channel_multipliers: Sequence[int],
         residual_blocks: int,
         attention_levels: int,
-        patch_size: int,
-        pixel_deviation: float | None,
-        guidance_strength: float,
+        patch_size: int = 1,
+        pixel_deviation: float | None = None,
+        guidance_strength: float = 1.0,
     ) -> None:
         super().__init__()
+        _check_sizes(base_channels, channel_multipliers, attention_levels)
+        _check_positive(residual_blocks=residual_blocks, patch_size=patch_size)
+        if not guidance_strength >= 0:
+            msg = f"guidance_strength={guidance_strength} is negative; use 0 (no guidance) or a positive number."
+            raise ValueError(msg)
+        if pixel_deviation is not None and not pixel_deviation > 0:
+            msg = f"pixel_deviation={pixel_deviation} is not positive; use a number above 0 such as 0.2, or null."
+            raise ValueError(msg)
         # Imported here because diffusers takes seconds to import and `anomalib --help` must not pay for it.
         from diffusers import UNet2DModel
 
         plain_levels = len(channel_multipliers) - attention_levels
         self.patch_size = patch_size
+        self.size_step = patch_size * 2 ** (len(channel_multipliers) - 1)  # that the UNet halves images of
         self.pixel_deviation = pixel_deviation
         self.guidance_strength = guidance_strength
         self.schedule = NoiseSchedule()
@@ -181,19 +193,13 @@ class DiffusionADModel(nn.Module):
     """DiffusionAD as a torch module.
 
     Args:
-        base_channels: Channels of the reconstruction network's first level, a multiple of 8.
-        channel_multipliers: Channels of each of its levels, as multiples of the first.
-        residual_blocks: Residual blocks of each of its levels.
-        attention_levels: How many of its coarsest levels have self-attention.
-        patch_size: Side of the squares of pixels that it takes as one position.
-        pixel_deviation: Precondition it for pixels that deviate so much from 0.5; ``None`` for no preconditioning.
         segmentation_channels: Channels of the segmentation network's first level.
         timestep_n: Timestep of the small noise scale at inference.
         timestep_b: Timestep of the big noise scale at inference.
         timestep_boundary: Training draws the small scale below it and the big one from it on.
-        guidance_strength: Weight w of the norm guidance.
         ema_decay: Decay of the networks' exponential moving average, which is what scores; ``None`` or 0 for none.
         noise_seed: Seed of the two noise fields of inference.
+        **reconstruction: Arguments of :class:`NormGuidedReconstruction`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -204,52 +210,26 @@ class DiffusionADModel(nn.Module):
 
     def __init__(
         self,
-        base_channels: int = 128,
-        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
-        residual_blocks: int = 2,
-        attention_levels: int = 3,
-        patch_size: int = 1,
-        pixel_deviation: float | None = None,
         segmentation_channels: int = 64,
         timestep_n: int = 200,
         timestep_b: int = 400,
         timestep_boundary: int = 300,
-        guidance_strength: float = 1.0,
         ema_decay: float | None = None,
         noise_seed: int = 0,
+        **reconstruction: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
-        _check_sizes(base_channels, channel_multipliers, attention_levels)
-        _check_positive(
-            residual_blocks=residual_blocks, patch_size=patch_size, segmentation_channels=segmentation_channels
-        )
+        _check_positive(segmentation_channels=segmentation_channels)
         _check_timesteps(timestep_n, timestep_b, timestep_boundary)
-        if not guidance_strength >= 0:
-            msg = f"guidance_strength={guidance_strength} is negative; use 0 (no guidance) or a positive number."
-            raise ValueError(msg)
         if ema_decay is not None and not 0 <= ema_decay < 1:
             msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
             raise ValueError(msg)
-        if pixel_deviation is not None and not pixel_deviation > 0:
-            msg = f"pixel_deviation={pixel_deviation} is not positive; use a number above 0 such as 0.2, or null."
-            raise ValueError(msg)
         self.timesteps = (timestep_n, timestep_b)
         self.timestep_boundary = timestep_boundary
-        self.size_step = lcm(_SIZE_STEP, patch_size * 2 ** (len(channel_multipliers) - 1))
-        self.networks = nn.ModuleDict(
-            {
-                "reconstruction": NormGuidedReconstruction(
-                    base_channels,
-                    channel_multipliers,
-                    residual_blocks,
-                    attention_levels,
-                    patch_size,
-                    pixel_deviation,
-                    guidance_strength,
-                ),
-                "segmentation": DiscriminativeSubNetwork(6, 1, segmentation_channels),
-            }
-        )
+        network = NormGuidedReconstruction(**reconstruction)
+        self.size_step = lcm(_SIZE_STEP, network.size_step)
+        segmentation = DiscriminativeSubNetwork(6, 1, segmentation_channels)
+        self.networks = nn.ModuleDict({"reconstruction": network, "segmentation": segmentation})
         # Convolutions of few channels are quicker with the channels last, on processors above all.
         self.networks.to(memory_format=torch.channels_last)
         self.ema = EMA(self.networks, ema_decay) if ema_decay else None
