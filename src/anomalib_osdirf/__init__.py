@@ -19,8 +19,7 @@ __all__ = ["OSDIRF", "DiffusionAD", "InvAD", "__version__"]
 def __getattr__(name: str) -> object:
     """Import a public model class when it is first asked for."""
     if name not in __all__:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     value = getattr(import_module(f"{__name__}.models"), name)

@@ -18,8 +18,7 @@ def is_anomalibs(arguments: Sequence[str]) -> bool:
 def positive(text: str) -> int:
     """Parse a positive whole number, for ``argparse``."""
     if not text.isdecimal() or int(text) < 1:
-        msg = f"{text!r} is not a positive whole number"
-        raise argparse.ArgumentTypeError(msg)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 

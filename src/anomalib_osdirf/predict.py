@@ -67,10 +67,9 @@ def _check_output(output: Path | None) -> None:
         msg = f"--output {str(output)!r} ends in neither of {' and '.join(_SUFFIXES)}, which say what it becomes."
         raise ValueError(msg)
     if output.suffix == ".parquet" and find_spec("pyarrow") is None:
-        msg = (
+        raise ValueError(
             f"--output {str(output)!r} needs pyarrow, which is not installed; take a .csv file, or pip install pyarrow."
         )
-        raise ValueError(msg)
 
 
 def _rows(scorer: Any, files: Sequence[Path], options: argparse.Namespace) -> Iterator[dict[str, Any]]:  # noqa: ANN401

@@ -45,11 +45,10 @@ def register(model_class: ModelClass) -> ModelClass:
     namesakes = [present for present in AnomalibModule.__subclasses__() if present.__name__.lower() == name.lower()]
     for present in (getattr(models, name, None), *namesakes):
         if present is not None and not _same_definition(present, model_class):
-            message = (
+            raise ValueError(
                 f"{name} can't be registered with anomalib, which has {_path(present)} under that name already "
                 f"(upper and lower case don't count); rename the new one."
             )
-            raise ValueError(message)
     setattr(models, name, model_class)
     packages = model_class.__module__.split(".")[:-1]
     models.ALLOWED_MODULES.update(".".join(packages[: depth + 1]) for depth in range(len(packages)))

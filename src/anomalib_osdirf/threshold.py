@@ -42,8 +42,7 @@ def set_threshold(file: Path, value: float) -> None:
         ValueError: If the value or the file does not allow it.
     """
     if not math.isfinite(value):
-        msg = f"VALUE {value} is no finite number; give a score."
-        raise ValueError(msg)
+        raise ValueError(f"VALUE {value} is no finite number; give a score.")
     if file.suffix == ".ckpt":
         _set_in_checkpoint(file, value)
     elif file.suffix == ".xml":
@@ -103,11 +102,10 @@ def _set_in_openvino(file: Path, value: float) -> None:
     network = openvino.Core().read_model(file.read_bytes(), file.with_suffix(".bin").read_bytes())
     bare = without_post_processor(network) if values.get("post_processor") else network
     if bare is None or values.get("image_threshold") is None:
-        msg = (
+        raise ValueError(
             f"MODEL {str(file)!r} was not exported by this package with its thresholds; set the threshold in its "
             "checkpoint, and export that again."
         )
-        raise ValueError(msg)
     post_processor = _post_processor("calibration" in values)
     saved = metadata.post_processing_state(values)
     post_processor.load_state_dict({name: torch.tensor(one) for name, one in saved.items()}, strict=False)

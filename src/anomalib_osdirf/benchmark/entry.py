@@ -60,8 +60,7 @@ class Entry:
         known = {one.name for one in fields(cls)}
         for key in value:
             if key not in known:
-                msg = f"entry has the unknown key {key!r}{_suggestion(str(key), known)}."
-                raise ValueError(msg)
+                raise ValueError(f"entry has the unknown key {key!r}{_suggestion(str(key), known)}.")
         if not isinstance(value.get("class_path"), str):
             msg = f"entry={dict(value)!r} has no class_path; give the name of an anomalib model, such as Patchcore."
             raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
@@ -205,8 +204,7 @@ def _parse(key: str, found: Any, init_args: dict[str, Any]) -> tuple[ArgumentPar
         return parser, parser.parse_object({key: deepcopy(init_args)})  # which it changes
     except Exception as error:
         reason = " ".join(str(error).split())
-        msg = f"{found.__name__} can't be built from init_args={init_args!r}: {reason}"
-        raise ValueError(msg) from error
+        raise ValueError(f"{found.__name__} can't be built from init_args={init_args!r}: {reason}") from error
 
 
 def _subclasses(base: type) -> set[type]:

@@ -113,8 +113,7 @@ def read_plan(file: Path, output: Path | None = None) -> Plan:
     _check_keys("benchmark", grid, _GRID)
     for key in ("model", "data"):
         if not grid.get(key):
-            msg = f"benchmark has no {key}; give class_path and init_args, or a grid of them."
-            raise ValueError(msg)
+            raise ValueError(f"benchmark has no {key}; give class_path and init_args, or a grid of them.")
     report = config.get("report") or {}
     _check_keys("report", report, ("output", "rounds", "openvino", "not_run"))
     rounds = report.get("rounds", 20)
@@ -164,8 +163,7 @@ def _load(file: Path) -> dict[str, Any]:
         msg = f"config={str(file)!r} can't be read: {error.strerror}; give the path of a YAML file."
         raise ValueError(msg) from error
     except yaml.YAMLError as error:
-        msg = f"config={str(file)!r} is not YAML: {' '.join(str(error).split())}"
-        raise ValueError(msg) from error
+        raise ValueError(f"config={str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         msg = f"config={str(file)!r} is not a mapping with a section benchmark."
         raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
@@ -175,8 +173,7 @@ def _load(file: Path) -> dict[str, Any]:
 def _check_keys(where: str, section: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in section:
         if key not in known:
-            msg = f"{where} has the unknown key {key!r}; known are {', '.join(known)}."
-            raise ValueError(msg)
+            raise ValueError(f"{where} has the unknown key {key!r}; known are {', '.join(known)}.")
 
 
 def _run(one: dict[str, Any], accelerator: str, openvino: bool) -> Run:
@@ -187,8 +184,7 @@ def _run(one: dict[str, Any], accelerator: str, openvino: bool) -> Run:
         arguments = model.get("init_args") or {}
         _check_keys(BUILD_ENTRY, arguments, _ENTRY_ARGUMENTS)
         if "entry" not in arguments:
-            msg = f"{BUILD_ENTRY} has no entry; give it a grid of models."
-            raise ValueError(msg)
+            raise ValueError(f"{BUILD_ENTRY} has no entry; give it a grid of models.")
         entry = Entry.parse(arguments["entry"])
         weights = {str(name): str(file) for name, file in (arguments.get("backbone_weights") or {}).items()}
         size = arguments.get("image_size", 256)
@@ -196,8 +192,7 @@ def _run(one: dict[str, Any], accelerator: str, openvino: bool) -> Run:
         entry = Entry.parse(model)
     data, seed = one["data"], one["seed"]
     if not isinstance(data, dict) or "class_path" not in data:
-        msg = f"data={data!r} has no class_path; give that of a datamodule, such as Folder."
-        raise ValueError(msg)
+        raise ValueError(f"data={data!r} has no class_path; give that of a datamodule, such as Folder.")
     if not isinstance(seed, int):
         msg = f"seed={seed!r} is not a whole number; give one, or a grid of them."
         raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
@@ -230,8 +225,7 @@ def _check_names(runs: list[Run]) -> None:
         names = [name for name, _ in pairs]
         for name in names:
             if names.count(name) > 1:
-                msg = f"two {what} are called {name!r}; give them different names."
-                raise ValueError(msg)
+                raise ValueError(f"two {what} are called {name!r}; give them different names.")
 
 
 def _distinct(entries: Iterable[Entry]) -> list[Entry]:
@@ -243,8 +237,7 @@ def _check_data(label: str, data: dict[str, Any]) -> None:
     root = getattr(datamodule, "root", None)
     # Only these are never downloaded or drawn.
     if type(datamodule).__name__ in {"Folder", "Tabular"} and root is not None and not Path(root).is_dir():
-        msg = f"data {label!r}: root={str(root)!r} does not exist; give the folder that the images are in."
-        raise ValueError(msg)
+        raise ValueError(f"data {label!r}: root={str(root)!r} does not exist; give the folder that the images are in.")
 
 
 def _check_output(output: Path) -> None:

@@ -154,8 +154,7 @@ def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Nam
         finally:
             store.flush()
         if done < len(pending):
-            msg = f"Ray lost {len(pending) - done} images; the same command goes on where it was."
-            raise RayError(msg)
+            raise RayError(f"Ray lost {len(pending) - done} images; the same command goes on where it was.")
         speed = summary(len(pending), time.perf_counter() - start)
     return f"{speed}, {workers} {'worker' if workers == 1 else 'workers'}"
 
@@ -194,6 +193,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        msg = f"{text!r} is not a number of seconds"
-        raise argparse.ArgumentTypeError(msg)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds

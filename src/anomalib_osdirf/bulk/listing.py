@@ -53,8 +53,7 @@ def _images_below(folder: Path) -> Iterator[str]:
             folders.sort()
             yield from (os.path.join(parent, name) for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES))  # noqa: PTH118 - as os.walk has them
     except OSError as error:
-        msg = f"--input: folder {error.filename!r} can't be listed ({error.strerror})."
-        raise ListingError(msg) from error
+        raise ListingError(f"--input: folder {error.filename!r} can't be listed ({error.strerror}).") from error
 
 
 def _fail(error: OSError) -> None:
@@ -66,8 +65,7 @@ def _images_named_in(file: Path) -> Iterator[str]:
         # Names of files are bytes, and need not be of any encoding.
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        msg = f"--input {str(file)!r} can't be read ({error.strerror})."
-        raise ListingError(msg) from error
+        raise ListingError(f"--input {str(file)!r} can't be read ({error.strerror}).") from error
     if "\0" in text:
         msg = f"--input {str(file)!r} is neither a folder nor an image nor a text file with a path in each line."
         raise ListingError(msg)

@@ -124,8 +124,7 @@ def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator
         )
         yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:  # Ray raises what it comes upon
-        msg = f"Ray stopped ({last_line(error)}); the same command goes on where it was."
-        raise RayError(msg) from error
+        raise RayError(f"Ray stopped ({last_line(error)}); the same command goes on where it was.") from error
 
 
 class _Actor:

@@ -59,8 +59,7 @@ class Worker:
         self._witness = Witness(witness)
         if self._witness.deaths[job.model] >= _MOST_DEATHS:
             self._witness.close()
-            msg = f"model {job.model!r} ended the process that loaded it, {_MOST_DEATHS} times"
-            raise ModelError(msg)
+            raise ModelError(f"model {job.model!r} ended the process that loaded it, {_MOST_DEATHS} times")
         self._witness.watch(job.model)
         self._scorer = load_scorer(Path(job.model), threads=job.threads)
         self._witness.close()

@@ -147,11 +147,10 @@ class Store:
             raise StoreError(msg) from error
         for name, value in settings.items():
             if found.get(name) != value:
-                msg = (
+                raise StoreError(
                     f"--output {str(self.output)!r} was begun with another {name} ({found.get(name)}, now {value}); "
                     "choose another --output, or go on as it was begun."
                 )
-                raise StoreError(msg)
 
     def _write(self, file: Path, tables: Iterable[pa.Table]) -> None:
         """Write a file, whole or not at all, a group of rows at a time."""

@@ -24,8 +24,7 @@ def __getattr__(name: str) -> object:
         from anomalib_osdirf.data.synthetic_surfaces import SyntheticSurfaces
 
         return SyntheticSurfaces
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

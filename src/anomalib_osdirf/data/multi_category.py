@@ -146,24 +146,20 @@ class MultiCategory(AnomalibDataModule):
         super().__init__(train_batch_size, eval_batch_size, num_workers)
         for argument, value in (("train_batch_size", train_batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
-                msg = f"{argument} is {value}, which is too small: use a whole number of at least 1."
-                raise ValueError(msg)
+                raise ValueError(f"{argument} is {value}, which is too small: use a whole number of at least 1.")
         self.categories = dict(categories) if isinstance(categories, Mapping) else _named(categories)
         if not self.categories:
-            msg = "categories is empty: give at least one datamodule."
-            raise ValueError(msg)
+            raise ValueError("categories is empty: give at least one datamodule.")
         for category, datamodule in self.categories.items():
             if not isinstance(datamodule, AnomalibDataModule):
-                msg = (
+                raise ValueError(  # noqa: TRY004 - whoever wrote the configuration reads it
                     f"categories has {category!r}, which is a {type(datamodule).__name__} and no datamodule; "
                     "`anomalib benchmark` builds none inside another, `python -m anomalib_osdirf benchmark` does."
                 )
-                raise ValueError(msg)  # noqa: TRY004 - whoever wrote the configuration reads it
             if not category or category == "mean" or "/" in category:
-                msg = (
+                raise ValueError(
                     f"categories has the name {category!r}, which can't be one: give a dict with names without a slash."
                 )
-                raise ValueError(msg)
         self._name = name
         self._category_of: dict[str, str] = {}
 
@@ -206,11 +202,10 @@ class MultiCategory(AnomalibDataModule):
             dataset = getattr(self, subset, None)
             for category, images in dataset.samples.category.value_counts().items() if dataset is not None else ():
                 if images < count:
-                    msg = (
+                    raise ValueError(
                         f"categories has {category!r}, whose {images} images in {subset} are too few for {count} "
                         f"processes; use --trainer.devices {images} at most."
                     )
-                    raise ValueError(msg)
 
     def teardown(self, stage: str) -> None:
         """Restore the model's own evaluator."""
@@ -236,11 +231,10 @@ class MultiCategory(AnomalibDataModule):
     def _remember(self, samples: pd.DataFrame) -> None:
         for path, category in zip(samples.image_path.map(str), samples.category, strict=True):
             if self._category_of.setdefault(path, category) != category:
-                msg = (
+                raise ValueError(
                     f"categories {self._category_of[path]!r} and {category!r} share the image {path!r}; a test image "
                     "can only count for one of them."
                 )
-                raise ValueError(msg)
 
     def val_dataloader(self) -> DataLoader:
         """Return validation images, each batch of one category."""
@@ -253,8 +247,7 @@ class MultiCategory(AnomalibDataModule):
     def _batched(self, subset: str) -> DataLoader:
         dataset = getattr(self, subset, None)
         if dataset is None:
-            msg = f"no category has {subset}: set val_split_mode or test_split_mode of their datamodules."
-            raise ValueError(msg)
+            raise ValueError(f"no category has {subset}: set val_split_mode or test_split_mode of their datamodules.")
         return DataLoader(
             dataset,
             batch_sampler=CategoryBatches(
@@ -272,11 +265,10 @@ def _named(datamodules: Sequence[AnomalibDataModule]) -> dict[str, AnomalibDataM
     names = [getattr(one, "category", "") or getattr(one, "name", "") or str(one) for one in datamodules]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        msg = (
+        raise ValueError(
             f"categories has the name {twice[0]!r} twice; give a dict of names and datamodules, such as "
             f"{{{twice[0] + '_a'!r}: ..., {twice[0] + '_b'!r}: ...}}."
         )
-        raise ValueError(msg)
     return dict(zip(names, datamodules, strict=True))
 
 
@@ -284,11 +276,10 @@ def _check_images(subset: str, datasets: Mapping[str, AnomalibDataset]) -> None:
     """Refuse data sets of other things than images, such as depth maps or videos."""
     for category, dataset in datasets.items():
         if dataset.collate_fn not in {ImageBatch.collate, collate}:
-            msg = (
+            raise ValueError(
                 f"categories has {category!r}, whose {subset} ({type(dataset).__name__}) does not give plain image "
                 "batches; use datamodules of images."
             )
-            raise ValueError(msg)
 
 
 register_datamodule(MultiCategory)

@@ -126,17 +126,15 @@ def _check_number(parts: Parts, folder: Path) -> None:
     place, count = str(folder / parts.good.relative_to(parts.root)), len(parts.images[parts.good])
     if not count:
         has = f"; it has {_few([one.name for one in parts.ignored])}" if parts.ignored else ""
-        msg = f"{place!r} has no images: looked for files that end in {', '.join(IMAGE_SUFFIXES)}{has}."
-        raise PartsError(msg)
+        raise PartsError(f"{place!r} has no images: looked for files that end in {', '.join(IMAGE_SUFFIXES)}{has}.")
     tested = parts.good_test or parts.defects or parts.held_out
     if count < 2 or not tested:
         images = "1 image" if count == 1 else f"{count} images"
         needed = 2 if parts.good_test or parts.defects else round(1 / _HELD_OUT)
         why = "" if needed == 2 else ", one of them to test with"
-        msg = (
+        raise PartsError(
             f"{place!r} has {images} of good parts; a training needs at least {needed}{why}, and 50 or more are better."
         )
-        raise PartsError(msg)
 
 
 def _find_masks(top: dict[str, Path], defects: tuple[Path, ...], images: dict[Path, list[Path]]) -> tuple[Path, ...]:

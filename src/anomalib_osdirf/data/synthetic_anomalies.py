@@ -85,11 +85,10 @@ class SyntheticAnomalies:
             return
         missing = [path for path in image_paths if Path(path).stem not in self.masks]
         if missing:
-            msg = (
+            raise ValueError(
                 f"foreground_masks has no mask for {len(missing)} of the training images, such as {missing[0]}; add "
                 f"{Path(missing[0]).stem}.png, or use foreground='auto'."
             )
-            raise ValueError(msg)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, image_paths: Sequence[str] | None, seed: int) -> tuple[Tensor, Tensor]:
@@ -217,8 +216,7 @@ def check_foreground(foreground: str, foreground_masks: str | Path | None) -> No
         ValueError: If so.
     """
     if foreground not in FOREGROUNDS:
-        msg = f"foreground={foreground!r} is unknown; use one of {', '.join(FOREGROUNDS)}."
-        raise ValueError(msg)
+        raise ValueError(f"foreground={foreground!r} is unknown; use one of {', '.join(FOREGROUNDS)}.")
     if foreground == "auto" and foreground_masks is not None:
         msg = f"foreground='auto' and foreground_masks={str(foreground_masks)!r} exclude each other; leave one out."
         raise ValueError(msg)
@@ -226,8 +224,6 @@ def check_foreground(foreground: str, foreground_masks: str | Path | None) -> No
 
 def _check_folder(name: str, folder: str | Path, files: Sequence[Path], what: str) -> None:
     if not Path(folder).is_dir():
-        msg = f"{name}={str(folder)!r} is not a folder; give the path of a folder of {what}."
-        raise ValueError(msg)
+        raise ValueError(f"{name}={str(folder)!r} is not a folder; give the path of a folder of {what}.")
     if not files:
-        msg = f"{name}={str(folder)!r} holds no image; put {what} in it ({', '.join(IMG_EXTENSIONS)})."
-        raise ValueError(msg)
+        raise ValueError(f"{name}={str(folder)!r} holds no image; put {what} in it ({', '.join(IMG_EXTENSIONS)}).")

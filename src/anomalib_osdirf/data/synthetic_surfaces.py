@@ -127,8 +127,7 @@ class SyntheticSurfaces(AnomalibDataModule):
             ("seed", seed, 0),
         ):
             if value < least:
-                msg = f"{name} is {value}, which is too small: use a whole number of at least {least}."
-                raise ValueError(msg)
+                raise ValueError(f"{name} is {value}, which is too small: use a whole number of at least {least}.")
 
         self.root = Path(resolve_dataset_root(root, "SyntheticSurfaces"))
         self.category = category
@@ -238,8 +237,7 @@ def _write_png(path: Path, picture: NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded, data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 2])
     if not encoded:
-        msg = f"The picture for {path} could not be encoded as PNG."
-        raise OSError(msg)
+        raise OSError(f"The picture for {path} could not be encoded as PNG.")
     path.write_bytes(data.tobytes())
 
 

@@ -37,8 +37,7 @@ def build_denoiser(name: str, dim: int, grid_size: int, prediction_type: str = "
         ValueError: If the name or the prediction type is unknown, or the grid does not fit the denoiser.
     """
     if prediction_type not in PREDICTION_TYPES:
-        msg = f"prediction_type={prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}."
-        raise ValueError(msg)
+        raise ValueError(f"prediction_type={prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}.")
     if name == "none":
         return NoDenoiser()
     network = _build_network(name, dim, grid_size)

@@ -66,8 +66,7 @@ def check_timestep(name: str, timestep: int) -> None:
         msg = f"{name}={timestep!r} is not a whole number; use 0 to {NUM_TRAIN_TIMESTEPS - 1}."
         raise ValueError(msg)  # noqa: TRY004 - a wrong value, for who writes a configuration
     if not 0 <= timestep < NUM_TRAIN_TIMESTEPS:
-        msg = f"{name}={timestep} is outside the noise schedule; use 0 to {NUM_TRAIN_TIMESTEPS - 1}."
-        raise ValueError(msg)
+        raise ValueError(f"{name}={timestep} is outside the noise schedule; use 0 to {NUM_TRAIN_TIMESTEPS - 1}.")
 
 
 def inversion_timesteps(num_inference_steps: int, spacing: str | Sequence[int]) -> list[int]:
@@ -109,9 +108,8 @@ def inversion_timesteps(num_inference_steps: int, spacing: str | Sequence[int]) 
         msg = f"timestep_spacing={timesteps} does not increase; give each timestep once, the smallest first."
         raise ValueError(msg)
     if len(timesteps) != num_inference_steps:
-        msg = (
+        raise ValueError(
             f"timestep_spacing={timesteps} has {len(timesteps)} timesteps, num_inference_steps={num_inference_steps}; "
             f"use num_inference_steps={len(timesteps)} with this list."
         )
-        raise ValueError(msg)
     return timesteps

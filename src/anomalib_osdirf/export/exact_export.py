@@ -195,11 +195,10 @@ class ExactExport(ExportMixin, ABC):
         send_nothing()
         self.check_graph()
         if compression in CALIBRATED and datamodule is None:
-            msg = (
+            raise ValueError(
                 f"compression_type={compression.name} needs images to calibrate on, and datamodule is missing; "
                 "pass the training's data with --data (datamodule=...)."
             )
-            raise ValueError(msg)
         check_max_drop(max_drop)
 
         def export(root: Path) -> Path:

@@ -33,14 +33,12 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.inference_precision not in _PRECISIONS:
-            msg = (
+            raise ValueError(
                 f"inference_precision={self.inference_precision!r} is unknown; use f32 to compute in float32 wherever "
                 "the model runs, or any to leave it to the device."
             )
-            raise ValueError(msg)
         if self.post_processor not in {True, False}:
-            msg = f"post_processor={self.post_processor!r} is neither true nor false; use one of them."
-            raise ValueError(msg)
+            raise ValueError(f"post_processor={self.post_processor!r} is neither true nor false; use one of them.")
 
     @classmethod
     def split(cls, kwargs: Mapping[str, Any]) -> "tuple[ExportOptions, dict[str, Any]]":
@@ -60,8 +58,7 @@ def check_max_drop(max_drop: float) -> None:
         ValueError: If so.
     """
     if not 0 <= max_drop <= 1:
-        msg = f"max_drop={max_drop} is out of range; use 0 to 1, 0.01 for one point of the metric."
-        raise ValueError(msg)
+        raise ValueError(f"max_drop={max_drop} is out of range; use 0 to 1, 0.01 for one point of the metric.")
 
 
 def compression_of(value: CompressionType | str | None) -> CompressionType | None:

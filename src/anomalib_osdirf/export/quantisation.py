@@ -48,11 +48,10 @@ class CalibrationImages:
         self.dataset = datamodule.train_data
         available = len(self.dataset)
         if count is not None and not 1 <= count <= available:
-            msg = (
+            raise ValueError(
                 f"calibration_images={count} is not in 1 to {available}, the number of training images; choose one of "
                 "these, or drop calibration_images."
             )
-            raise ValueError(msg)
         count = min(count or _CALIBRATION_IMAGES, available)
         self.indices = np.linspace(0, available - 1, count).round().astype(int).tolist()
 
@@ -208,11 +207,10 @@ def quantise_within(
         preset=nncf.QuantizationPreset.MIXED,
     )
     if not is_quantised(quantised):
-        msg = (
+        raise RuntimeError(
             f"max_drop={max_drop} is not met by quantising any part of this model, which leaves the float32 model; "
             "allow a larger max_drop, or export with compression_type=INT8_PTQ or FP16."
         )
-        raise RuntimeError(msg)
     return quantised
 
 

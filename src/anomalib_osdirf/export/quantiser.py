@@ -91,11 +91,10 @@ class Quantiser:
         if compression == CompressionType.INT8_PTQ:
             return quantisation.quantise(network, self.images, scope)
         if not self.can_validate:
-            msg = (
+            raise ValueError(
                 "compression_type=INT8_ACQ measures a metric on labelled validation images, and there are none, or no "
                 "post-processor; use a val_split_mode other than none, or compression_type=INT8_PTQ."
             )
-            raise ValueError(msg)
         metric = metric or F1Score(fields=["pred_label", "gt_label"])
 
         def measure(compiled: Any, indices: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401

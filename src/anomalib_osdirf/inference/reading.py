@@ -42,8 +42,7 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble on
-        msg = f"{path.name} can't be read as an image, {reason_unread(path, error)}."
-        raise ImageError(msg) from error
+        raise ImageError(f"{path.name} can't be read as an image, {reason_unread(path, error)}.") from error
 
 
 def regular(path: str | Path) -> Path:
@@ -54,8 +53,7 @@ def regular(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_file():
-        msg = "it does not exist" if not path.exists() else "it is not a regular file"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError("it does not exist" if not path.exists() else "it is not a regular file")
     return path
 
 
@@ -90,8 +88,7 @@ def readable(text: str) -> str:
 def _check_size(path: Path, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        msg = (
+        raise ImageError(
             f"{path.name} has {width} x {height} pixels, more than the {max_pixels / 1e6:g} million that are allowed "
             "(--max-pixels)."
         )
-        raise ImageError(msg)

@@ -211,11 +211,10 @@ def load_scorer(path: Path, model: str | None = None, threads: int | None = None
         return CheckpointScorer(file, model)
     package, scorer = {".xml": ("openvino", OpenVINOScorer), ".onnx": ("onnxruntime", ONNXScorer)}[file.suffix]
     if find_spec(package) is None:
-        msg = (
+        raise ModelError(
             f"model {str(file)!r} needs {package}, which is not installed; install the extra: pip install "
             "'anomalib-osdirf[openvino]'."
         )
-        raise ModelError(msg)
     loaded: Scorer = scorer(file, read_json(file), threads)
     return loaded
 
@@ -301,8 +300,7 @@ def _model_class(path: Path, name: str | None) -> Any:  # noqa: ANN401 - a subcl
     if name is None or name.lower() not in classes:
         known = ", ".join(sorted(found.__name__ for found in classes.values()))
         reason = "does not say which model it is of" if name is None else f"is of {name}, which is not known"
-        msg = f"checkpoint {str(path)!r} {reason}; give --model, one of {known}."
-        raise ModelError(msg)
+        raise ModelError(f"checkpoint {str(path)!r} {reason}; give --model, one of {known}.")
     return classes[name.lower()]
 
 

@@ -66,8 +66,7 @@ class FieldNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
-            msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
-            raise ValueError(msg)
+            raise ValueError(f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1.")
         self.read = read
         self.timesteps = list(timesteps)
         self.backbone = build_backbone(backbone, layers, grid_size)

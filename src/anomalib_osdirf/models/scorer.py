@@ -125,8 +125,7 @@ class Scorer(nn.Module):
     def __init__(self, density: str = "auto") -> None:
         super().__init__()
         if density not in DENSITIES:
-            msg = f"density={density!r} is unknown; use one of {', '.join(DENSITIES)}."
-            raise ValueError(msg)
+            raise ValueError(f"density={density!r} is unknown; use one of {', '.join(DENSITIES)}.")
         self.wanted = density
         self.structure: str | None = None  # known once it is fitted
         self.num_images = 0

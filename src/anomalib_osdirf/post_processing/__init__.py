@@ -16,5 +16,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the app computes p-values w
         from anomalib_osdirf.post_processing.false_alarm import FalseAlarmPostProcessor
 
         return FalseAlarmPostProcessor
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -138,8 +138,7 @@ class FalseAlarmPostProcessor(PostProcessor):
             msg = f"false_alarm_rate={false_alarm_rate} is not a share between 0 and 1; use 0.01 for one image in 100."
             raise ValueError(msg)
         if images not in SOURCES:
-            msg = f"images={images!r} is unknown; use one of {', '.join(SOURCES)}."
-            raise ValueError(msg)
+            raise ValueError(f"images={images!r} is unknown; use one of {', '.join(SOURCES)}.")
         self.false_alarm_rate = false_alarm_rate
         self.extrapolate = extrapolate
         self.images = images
@@ -176,8 +175,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         if reason is not None:
             counts.pop("training", None)
         if not counts:
-            msg = f"images=training is not possible, since {reason}; use images=validation."
-            raise ValueError(msg)
+            raise ValueError(f"images=training is not possible, since {reason}; use images=validation.")
         source = self._choose(counts)
         if not self._is_enough(counts[source]):
             message = unsupported(counts[source], self.false_alarm_rate, _NAMES[source])
@@ -394,8 +392,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         score: Any = predictions.pred_score
         anomaly_map: Any = predictions.anomaly_map
         if score is None and anomaly_map is None:
-            msg = "At least one of pred_score or anomaly_map must be provided."
-            raise ValueError(msg)
+            raise ValueError("At least one of pred_score or anomaly_map must be provided.")
         score = self._normalised("image", torch.amax(anomaly_map, dim=(-2, -1)) if score is None else score)
         anomaly_map = self._normalised("pixel", anomaly_map)
         return InferenceBatch(

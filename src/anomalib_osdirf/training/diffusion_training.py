@@ -192,12 +192,10 @@ class DiffusionTraining(LightningModule):
         for name in self.positive_arguments:
             value = self.hparams[name]
             if value is not None and not value > 0:
-                msg = f"{name}={value!r} is not positive; use a number above 0."
-                raise ValueError(msg)
+                raise ValueError(f"{name}={value!r} is not positive; use a number above 0.")
         for name in self.non_negative_arguments:
             if not self.hparams[name] >= 0:
-                msg = f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number."
-                raise ValueError(msg)
+                raise ValueError(f"{name}={self.hparams[name]!r} is negative; use 0 or a positive number.")
         rate, own = self.hparams["false_alarm_rate"], self.post_processor
         if rate is not None and own is not None and getattr(own, "false_alarm_rate", None) != rate:
             msg = f"false_alarm_rate={rate!r} and a {type(own).__name__} exclude each other; drop one of them."
@@ -292,11 +290,10 @@ class DiffusionTraining(LightningModule):
             return
         paths = images_of_splits(datamodule)
         if not self.trainer.strategy.reduce_boolean_decision(paths == self.trainer.strategy.broadcast(paths)):
-            msg = (
+            raise ValueError(
                 f"The datamodule splits images by chance, each of the {self.processes.count} processes differently; "
                 "give it a seed, as in --data.seed 0."
             )
-            raise ValueError(msg)
         self.trainer.datamodule = SharedDataModule(datamodule, self.processes)
 
     def orderable_dataloader(self) -> Any:  # noqa: ANN401 - a DataLoader with a batch size, or None
@@ -342,8 +339,7 @@ class DiffusionTraining(LightningModule):
         if trainer.is_global_zero:
             report(found, Path(trainer.default_root_dir) / f"broken_images_{stage.value}.csv")
         if found and not predicting and not all(len(dataset) for dataset in datasets if dataset is not None):
-            msg = f"skip_broken_images=true leaves no image to {stage.value}: {next(iter(found.values()))}."
-            raise ValueError(msg)
+            raise ValueError(f"skip_broken_images=true leaves no image to {stage.value}: {next(iter(found.values()))}.")
 
     def replace_dataloader(self, loader: ResumableLoader) -> None:
         """Train on a loader's batches instead of the datamodule's."""
@@ -483,11 +479,10 @@ class DiffusionTraining(LightningModule):
         if not finite.all():
             index = int(finite.int().argmin())
             image = batch.image_path[index] if batch.image_path else f"image {index} of the batch"
-            msg = (
+            raise RuntimeError(
                 f"The score of {image} is not a number, because the model's weights are damaged or overflow in half "
                 "precision; use --trainer.precision 32, another checkpoint, or train again."
             )
-            raise RuntimeError(msg)
         return batch
 
     test_step = validation_step
@@ -635,12 +630,11 @@ class DiffusionTraining(LightningModule):
             saved = (checkpoint.get(_POST_PROCESSOR_KEY) or {}).get("false_alarm_rate")
             has = "other thresholds" if saved is None else f"false_alarm_rate={saved:g} or other options of it"
             name = type(self).__name__
-            msg = (
+            raise ValueError(
                 f"false_alarm_rate={own.false_alarm_rate:g} disagrees with the checkpoint, which has {has}; drop it "
                 f"to use the checkpoint's, or set new thresholds, without training again, by `anomalib train "
                 f"--model {name} --ckpt_path` with the training's data."
             )
-            raise ValueError(msg)
         state = checkpoint["state_dict"]
         for name in [name for name in state if name.startswith(_POST_PROCESSOR)]:
             del state[name]
@@ -685,20 +679,17 @@ class DiffusionTraining(LightningModule):
         """
         name, own = checkpoint.get(MODEL_KEY), cls.__name__
         if name is None:
-            msg = (
+            raise ValueError(
                 f"ckpt_path holds no model of this package, so it can't be loaded as {own}; use the --model that it "
                 "was trained with."
             )
-            raise ValueError(msg)
         if name != own:
-            msg = f"ckpt_path holds a trained {name}, which can't be loaded as {own}; use --model {name}."
-            raise ValueError(msg)
+            raise ValueError(f"ckpt_path holds a trained {name}, which can't be loaded as {own}; use --model {name}.")
         if checkpoint.get(_STRUCTURE_KEY, 1) != cls.structure:
-            msg = (
+            raise ValueError(
                 f"ckpt_path holds an {own} of an incompatible earlier version of anomalib-osdirf; train it "
                 "again, or use the version that wrote it."
             )
-            raise ValueError(msg)
 
     def can_score(self, checkpoint: dict[str, Any]) -> bool:
         """Return whether a checkpoint was saved at the end of a training, or at a validation during it."""
@@ -714,11 +705,10 @@ class DiffusionTraining(LightningModule):
             if _plain(own) == _plain(parameters[name].default):
                 adopted[name] = value
             elif name not in self.training_arguments:
-                msg = (
+                raise ValueError(
                     f"{name}={own!r} disagrees with the checkpoint, which has {name}={value!r}; drop {name} to "
                     f"use the checkpoint's, or train again with {name}={own!r}."
                 )
-                raise ValueError(msg)
         if adopted:
             listed = ", ".join(f"{name}={value!r}" for name, value in adopted.items())
             logger.info("Taken from the checkpoint: %s.", listed)

@@ -188,11 +188,10 @@ class FieldTraining(DiffusionTraining):
             return
         self._cached_loader = self._image_loader = None
         if self.processes.count > 1 and not self._has_denoiser:
-            msg = (
+            raise ValueError(
                 f"denoiser=none trains nothing that {self.processes.count} processes could share; "
                 "use --trainer.devices 1."
             )
-            raise ValueError(msg)
         dataloader = self.orderable_dataloader()
         if dataloader is None:
             self._count_tiles("their order can't be changed")
@@ -243,8 +242,7 @@ class FieldTraining(DiffusionTraining):
         elif size is None:
             reason = "of images of unknown size; give the pre-processor a Resize to a height and a width"
         if reason:
-            msg = f"TilerConfigurationCallback can't train on tiles {reason}."
-            raise ValueError(msg)
+            raise ValueError(f"TilerConfigurationCallback can't train on tiles {reason}.")
         assert size is not None
         return tiles.number_of_tiles(self.model.tiler, *size)
 
@@ -346,8 +344,7 @@ class FieldTraining(DiffusionTraining):
                 self._image_size = (int(images.shape[-2]), int(images.shape[-1]))
         count = int(self.processes.add(torch.tensor(done)))
         if count < 2:
-            msg = f"Training needs at least two normal images, the data set has {count}; add images to it."
-            raise ValueError(msg)
+            raise ValueError(f"Training needs at least two normal images, the data set has {count}; add images to it.")
         pooled = moments.pooled(self.processes)
         if not self._restored:
             network.projection.fit(pooled)
@@ -617,11 +614,10 @@ class FieldTraining(DiffusionTraining):
         own, saved = self.model.tiler, checkpoint.get(_TILER_KEY)
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and tiles.as_plain(own) != saved:
-            msg = (
+            raise ValueError(
                 f"The training in ckpt_path is one on {tiles.described(tiles.from_plain(saved))}, not on "
                 f"{tiles.described(own)}; use the same TilerConfigurationCallback, or none if there was none."
             )
-            raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
         self.model.tiler = own or tiles.from_plain(saved)
 
@@ -632,11 +628,10 @@ class FieldTraining(DiffusionTraining):
             ValueError: If images are cut into tiles.
         """
         if self.model.tiler is not None:
-            msg = (
+            raise ValueError(
                 "A model on tiles can't be exported to ONNX or OpenVINO; use --export_type torch, or score with the "
                 "checkpoint."
             )
-            raise ValueError(msg)
 
 
 def warmup_cosine(step: int, warmup: int, total: int, first: float, last: float) -> float:

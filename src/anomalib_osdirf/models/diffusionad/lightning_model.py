@@ -137,11 +137,10 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         """Refuse normalised images: noise, painted anomalies and the estimates' range are made for [0, 1]."""
         transform = getattr(self.pre_processor, "transform", None)
         if transform is not None and extract_transforms_by_type(transform, Normalize):
-            msg = (
+            raise ValueError(
                 "pre_processor has a Normalize, but DiffusionAD works on images in [0, 1]; leave Normalize out, as "
                 "pre_processor=True does."
             )
-            raise ValueError(msg)
 
     # ------------------------------------------------------------------ data
 

@@ -222,8 +222,7 @@ class DiffusionADModel(nn.Module):
         _check_positive(segmentation_channels=segmentation_channels)
         _check_timesteps(timestep_n, timestep_b, timestep_boundary)
         if ema_decay is not None and not 0 <= ema_decay < 1:
-            msg = f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1."
-            raise ValueError(msg)
+            raise ValueError(f"ema_decay={ema_decay} is out of range; use 0 (no averaging) up to, but not, 1.")
         self.timesteps = (timestep_n, timestep_b)
         self.timestep_boundary = timestep_boundary
         network = NormGuidedReconstruction(**reconstruction)
@@ -338,11 +337,10 @@ class DiffusionADModel(nn.Module):
         height, width = images.shape[-2:]
         if min(height, width) < _SMALLEST_SIZE or height % self.size_step or width % self.size_step:
             fitting = [max(_SMALLEST_SIZE, -(-side // self.size_step) * self.size_step) for side in (height, width)]
-            msg = (
+            raise ValueError(
                 f"Images of {height} x {width} pixels do not fit the networks; give a pre_processor that resizes to "
                 f"multiples of {self.size_step} from {_SMALLEST_SIZE} on, such as {fitting[0]} x {fitting[1]}."
             )
-            raise ValueError(msg)
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score images, see :meth:`DeployedDiffusionAD.forward`.
@@ -404,14 +402,12 @@ class DeployedDiffusionAD(nn.Module):
 def _check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
         if not isinstance(value, int) or value < 1:
-            msg = f"{name}={value} is not a positive whole number; use 1 or more."
-            raise ValueError(msg)
+            raise ValueError(f"{name}={value} is not a positive whole number; use 1 or more.")
 
 
 def _check_sizes(base_channels: int, channel_multipliers: Sequence[int], attention_levels: int) -> None:
     if base_channels < 8 or base_channels % 8:
-        msg = f"base_channels={base_channels} is not a positive multiple of 8; use 8, 16, 32, ..."
-        raise ValueError(msg)
+        raise ValueError(f"base_channels={base_channels} is not a positive multiple of 8; use 8, 16, 32, ...")
     if not channel_multipliers or not all(isinstance(one, int) and one > 0 for one in channel_multipliers):
         msg = f"channel_multipliers={list(channel_multipliers)} must be positive whole numbers, one for each level."
         raise ValueError(msg)
@@ -425,11 +421,9 @@ def _check_timesteps(timestep_n: int, timestep_b: int, boundary: int) -> None:
         msg = f"timestep_boundary={boundary} is outside the noise schedule; use 1 to {NUM_TRAIN_TIMESTEPS - 1}."
         raise ValueError(msg)
     if not 0 <= timestep_n < boundary:
-        msg = f"timestep_n={timestep_n} is not below timestep_boundary={boundary}; use 0 to {boundary - 1}."
-        raise ValueError(msg)
+        raise ValueError(f"timestep_n={timestep_n} is not below timestep_boundary={boundary}; use 0 to {boundary - 1}.")
     if not boundary <= timestep_b < NUM_TRAIN_TIMESTEPS:
-        msg = (
+        raise ValueError(
             f"timestep_b={timestep_b} is not from timestep_boundary={boundary} on; use {boundary} to "
             f"{NUM_TRAIN_TIMESTEPS - 1}."
         )
-        raise ValueError(msg)

@@ -42,8 +42,7 @@ class InvADModel(FieldModel):
         **arguments: Any,  # noqa: ANN401
     ) -> None:
         if arguments["denoiser"] == "none":
-            msg = "denoiser=none leaves InvAD nothing to invert with; use another one, or OSDIRF."
-            raise ValueError(msg)
+            raise ValueError("denoiser=none leaves InvAD nothing to invert with; use another one, or OSDIRF.")
         timesteps = inversion_timesteps(num_inference_steps, timestep_spacing)
         scorer = LatentScorer(image_score)
         super().__init__(FieldNetwork(ddim_inversion, timesteps, **arguments), scorer)
@@ -69,8 +68,7 @@ class LatentScorer(nn.Module):
     def __init__(self, image_score: str) -> None:
         super().__init__()
         if image_score not in IMAGE_SCORES:
-            msg = f"image_score={image_score!r} is unknown; use one of {', '.join(IMAGE_SCORES)}."
-            raise ValueError(msg)
+            raise ValueError(f"image_score={image_score!r} is unknown; use one of {', '.join(IMAGE_SCORES)}.")
         self.names = IMAGE_SCORES[image_score]
         self.num_images = 0
         self.register_buffer("scale", torch.ones(len(self.names)))
