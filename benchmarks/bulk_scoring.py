@@ -70,7 +70,7 @@ def draw(folder: Path, count: int, seed: int) -> None:
     missing = [number for number in range(count) if not (folder / f"{number:06d}.jpg").exists()]
     if not missing:
         return
-    defects = list(SURFACES[CATEGORY].defects())
+    defects = list(SURFACES[CATEGORY].defects)
     kinds = [defects[index % len(defects)] if index % DEFECTIVE == 0 else None for index in range(PICTURES)]
     pictures = [draw_surface(CATEGORY, kind, SIDE, (seed, index))[0] for index, kind in enumerate(kinds)]
     for number in missing:

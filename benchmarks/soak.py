@@ -77,7 +77,7 @@ def draw(folder: Path, count: int, height: int, width: int) -> list[Path]:
     Returns:
         PNG files, each :data:`DEFECTIVE`-th from the first on with a defect in its first piece.
     """
-    defects = list(SURFACES[CATEGORY].defects())
+    defects = list(SURFACES[CATEGORY].defects)
     files = []
     for index in range(count):
         normal, _ = draw_surface(CATEGORY, None, SIDE, (0, index))

@@ -211,13 +211,6 @@ def check_weights(backbone: str, weights: Path | None) -> Check:
 
     Weights that are neither a file nor in the cache are a failure even though a machine with a network could download
     them: what this check tells is whether training works as the machine stands.
-
-    Args:
-        backbone (str): The backbone, as in the models' argument of that name.
-        weights (Path | None): A file, as in the models' argument ``backbone_weights``.
-
-    Returns:
-        Check: The outcome.
     """
     name = f"weights of {backbone}"
     from timm.models import get_pretrained_cfg
@@ -290,15 +283,7 @@ def check_storage() -> Iterator[Check]:
 
 
 def run_checks(backbone: str = DEFAULT_BACKBONE, weights: Path | None = None) -> Iterator[Check]:
-    """Run all checks; a check that raises an error counts as failed, and the next one runs.
-
-    Args:
-        backbone (str): The backbone whose weights to look for.
-        weights (Path | None): A file with these weights.
-
-    Yields:
-        Check: Each outcome, as soon as it is known.
-    """
+    """Run all checks; a check that raises an error counts as failed, and the next one runs."""
     checks: dict[str, Callable[[], Check | Iterable[Check]]] = {
         "Python": check_python,
         "packages": check_packages,

@@ -46,11 +46,7 @@ class Processes:
         return part if len(part) else batch[:1]
 
     def weight(self, total: int) -> float:
-        """Return the weight of this process's mean loss with which the processes' mean is that of the whole batch.
-
-        Args:
-            total: Number of images in the batch.
-        """
+        """Return the weight of this process's mean loss with which the processes' mean is that of ``total`` images."""
         return self.count * len(self.numbers(total)) / total
 
     def add(self, values: Tensor) -> Tensor:
@@ -76,12 +72,7 @@ class Processes:
         return self.add(everything)
 
     def collected(self, values: Tensor, numbers: Tensor) -> Tensor:
-        """Return the rows of all processes in the order of their numbers.
-
-        Args:
-            values: This process's rows, shape ``(N, ...)``.
-            numbers: Their numbers, shape ``(N,)``, none twice.
-        """
+        """Return the rows ``(N, ...)`` of all processes in the order of their numbers ``(N,)``, none twice."""
         if self.count == 1:
             return values
         sizes = torch.zeros(self.count, dtype=torch.int64)
@@ -95,15 +86,12 @@ class Processes:
         return everything[order.argsort()]
 
     def exchange(self, values: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """Send rows to every process and receive theirs.
+        """Send rows to every process and receive theirs, both in the order of processes.
 
         Args:
-            values: Rows to send, those for process 0 first.
+            values: Rows to send.
             sent: How many go to each process.
             received: How many come from each process.
-
-        Returns:
-            The received rows, those of process 0 first.
         """
         values = values.to(self.device)
         result = values.new_empty(sum(received), *values.shape[1:])

@@ -40,9 +40,6 @@ def phase(
         images: Number of images in all items, ``None`` if it is not known.
         visible: Whether the user wants to see it at all.
         size: Number of images in an item.
-
-    Yields:
-        The items.
     """
     if not visible:
         yield from items
@@ -70,12 +67,7 @@ def phase(
 
 @contextmanager
 def step(name: str, visible: bool) -> Iterator[None]:
-    """Show that a step of unknown length is running, and how long it took.
-
-    Args:
-        name: What is going on.
-        visible: Whether the user wants to see it at all.
-    """
+    """Show, if ``visible``, that a step of unknown length is running, and how long it took."""
     if not visible:
         yield
         return
@@ -97,13 +89,7 @@ def say(line: str, console: Console | None = None) -> None:
 
 
 def box(title: str, lines: Iterable[tuple[str, str]], console: Console | None = None) -> None:
-    """Print a summary: in a box on a terminal, as plain lines elsewhere.
-
-    Args:
-        title: What has ended.
-        lines: Names and values.
-        console: Where to print; the process's own output where it is ``None``.
-    """
+    """Print names and values: in a box with a title on a terminal, as plain lines elsewhere."""
     console = console or Console()
     if not console.is_terminal:
         for name, value in lines:

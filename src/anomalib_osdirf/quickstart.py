@@ -25,16 +25,7 @@ def config_file() -> Path:
 
 
 def run_category(category: str, root: Path, quiet: bool = False) -> tuple[Path, Path | None]:
-    """Train, test, export and report one category.
-
-    Args:
-        category: Surface of the embedded data set.
-        root: Folder of the run folders.
-        quiet: Whether to hide progress bars.
-
-    Returns:
-        The run folder and its page, ``None`` where that could not be made.
-    """
+    """Train, test, export and report one surface; return the run folder and its page, if that could be made."""
     values = {
         "config": config_file(),
         "data.init_args.category": category,

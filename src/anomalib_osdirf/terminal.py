@@ -50,12 +50,9 @@ def is_quiet() -> bool:
 
 @contextmanager
 def quiet(level: int = logging.INFO) -> Iterator[None]:
-    """Print this package's messages, and only relevant warnings of other packages.
+    """Print this package's messages from a level on, and only relevant warnings of other packages.
 
     With :func:`verbose`, print all messages.
-
-    Args:
-        level: Least level of the messages.
     """
     import lightning.pytorch  # noqa: F401 - with it come the handlers of its loggers
 
@@ -135,16 +132,10 @@ def _show_warning(
 
 
 def mistake(error: BaseException) -> str | None:
-    """Return the message of an error that the user can fix.
+    """Return the message of an error that the user can fix, or ``None`` for a bug.
 
     These are errors raised by this package or by anomalib's and Lightning's readers of folders and checkpoints,
     jsonargparse's errors about a model of this package, and failures to write a file.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        The message, or ``None`` for a bug.
     """
     if not isinstance(error, _MISTAKES):
         return None

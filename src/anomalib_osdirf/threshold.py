@@ -32,15 +32,7 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 
 def set_threshold(file: Path, value: float) -> None:
-    """Set the image threshold in a model file.
-
-    Args:
-        file: ``.ckpt`` file of any anomalib model, or ``.xml`` file of an OpenVINO export of ours.
-        value: Raw scores above it are anomalous.
-
-    Raises:
-        ValueError: If the value or the file does not allow it.
-    """
+    """Set the image threshold in a ``.ckpt`` file of any anomalib model, or an OpenVINO export of ours."""
     if not math.isfinite(value):
         raise ValueError(f"VALUE {value} is no finite number; give a score.")
     if file.suffix == ".ckpt":

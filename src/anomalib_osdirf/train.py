@@ -211,11 +211,7 @@ def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  
 
 
 def _load_weights(model: Any) -> None:  # noqa: ANN401 - any of anomalib's
-    """Check that a backbone's weights are available, before anything is written.
-
-    Raises:
-        TrainError: If not.
-    """
+    """Check that a backbone's weights are available, before anything is written."""
     backbone = getattr(getattr(getattr(model, "model", None), "network", None), "backbone", None)
     if backbone is None or not model.hparams.get("pre_trained"):
         return

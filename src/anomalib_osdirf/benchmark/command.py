@@ -57,10 +57,6 @@ def main(arguments: Sequence[str], program: str) -> int:
 def perform(plan: Plan, console: Console) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Do the runs and measurements that are not done yet.
 
-    Args:
-        plan: The benchmark.
-        console: Where progress is shown.
-
     Returns:
         Results by the runs' digests, and speeds by data set.
     """
@@ -97,11 +93,7 @@ def perform(plan: Plan, console: Console) -> tuple[dict[str, dict[str, Any]], di
 
 
 class _Clock:
-    """Estimates the remaining time by the mean of the parts done; parts found finished don't count.
-
-    Args:
-        total: Number of parts.
-    """
+    """Estimates the remaining time by the mean of the parts done; parts found finished don't count."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -125,13 +117,7 @@ class _Clock:
 def finish(one: Run, plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
     """Return the result of a run, after doing it if there is none yet; one that failed is tried again.
 
-    Args:
-        one: The run.
-        plan: The benchmark that it belongs to.
-        tell: Called about once a second with a description of what the run is doing.
-
-    Returns:
-        The run's result.
+    ``tell`` is called about once a second with a description of what the run is doing.
     """
     folder = one.folder(plan.output)
     result = _read(folder / run.RESULT)

@@ -47,11 +47,7 @@ class Entry:
 
     @classmethod
     def parse(cls, value: Any) -> "Entry":  # noqa: ANN401
-        """Read an entry: a mapping, or a list of one mapping.
-
-        Raises:
-            ValueError: If it is something else, has an unknown key, or lacks the class.
-        """
+        """Read an entry: a mapping, or a list of one mapping."""
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
             value = value[0]
         if not isinstance(value, Mapping):
@@ -137,11 +133,7 @@ def build_model(
 
 
 def check_weights(files: Mapping[str, str]) -> None:
-    """Refuse a missing weights file.
-
-    Raises:
-        ValueError: If so.
-    """
+    """Refuse a missing weights file."""
     for name, file in files.items():
         if not Path(file).is_file():
             msg = f"backbone_weights has {file!r} for {name}, which does not exist; give a .safetensors or .pth file."
@@ -149,32 +141,17 @@ def check_weights(files: Mapping[str, str]) -> None:
 
 
 def parse_model(entry: Entry) -> tuple[ArgumentParser, Namespace]:
-    """Check an entry's class and arguments.
-
-    Returns:
-        The parser and the parsed arguments.
-
-    Raises:
-        ValueError: If one is unknown or impossible.
-    """
+    """Check an entry's class and arguments, and return the parser and the parsed arguments."""
     return _parse("model", model_class(entry), entry.init_args)
 
 
 def model_class(entry: Entry) -> Any:  # noqa: ANN401
-    """Return an entry's class.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
+    """Return an entry's class."""
     return _find_class(entry.class_path, AnomalibModule, "a model")
 
 
 def build_data(specification: Mapping[str, Any]) -> AnomalibDataModule:
-    """Build a datamodule from ``class_path`` and ``init_args``.
-
-    Raises:
-        ValueError: If the class or one of its arguments is unknown.
-    """
+    """Build a datamodule from ``class_path`` and ``init_args``."""
     class_path = str(specification["class_path"])
     found = _find_class(class_path, AnomalibDataModule, "a datamodule")
     parser, parsed = _parse("data", found, dict(specification.get("init_args") or {}))
@@ -239,11 +216,7 @@ def local_weights(files: Mapping[str, str]) -> Iterator[None]:
 
 
 class _EpochLimit(Callback):
-    """Limits the epochs; set before optimisers are created, since their schedules may read it.
-
-    Args:
-        max_epochs: Epochs to train.
-    """
+    """Limits the epochs; set before optimisers are created, since their schedules may read it."""
 
     def __init__(self, max_epochs: int) -> None:
         self.max_epochs = max_epochs

@@ -15,11 +15,7 @@ _SECONDS = 1.0
 
 
 class Heartbeat(Callback):
-    """Writes the phase and its images per second into a file, about once a second.
-
-    Args:
-        file: The file.
-    """
+    """Writes the phase and its images per second into a file, about once a second."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -98,9 +98,6 @@ def read_plan(file: Path, output: Path | None = None) -> Plan:
         file: The file.
         output: Output folder instead of the file's.
 
-    Returns:
-        The benchmark.
-
     Raises:
         ValueError: If it can't be read, or has an unknown or impossible setting.
     """

@@ -34,13 +34,7 @@ _MARKERS = "osD^vP*X<>hd"
 
 @dataclass
 class Outcome:
-    """The result of a report.
-
-    Attributes:
-        markdown: The tables.
-        files: Names of the files.
-        failed: Whether anything failed.
-    """
+    """The result of a report: its tables, the names of its files, and whether anything failed."""
 
     markdown: str
     files: list[str]
@@ -49,12 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over categories: of all seeds, its mean and standard deviation.
-
-    Attributes:
-        mean: Mean over seeds.
-        deviation: Sample standard deviation over seeds; ``None`` for one seed.
-    """
+    """Mean over seeds of a mean over categories, and its standard deviation; ``None`` for one seed."""
 
     mean: float
     deviation: float | None = None
@@ -66,11 +55,7 @@ class Figure:
 def mean_anomaly_detection(metrics: Mapping[str, float]) -> float | None:
     """Compute mAD: the plain mean of the three image metrics, the three pixel metrics and AUPRO.
 
-    Args:
-        metrics: By name.
-
-    Returns:
-        The mean, or ``None`` unless all seven are there.
+    It is ``None`` unless all seven are there.
 
     Example:
         >>> mean_anomaly_detection({"image_AUROC": 1.0}) is None
@@ -83,14 +68,7 @@ def mean_anomaly_detection(metrics: Mapping[str, float]) -> float | None:
 
 
 def average(values: Iterable[Mapping[str, float]]) -> Figure | None:
-    """Average over categories, then over seeds.
-
-    Args:
-        values: For each seed, the metric by category.
-
-    Returns:
-        The figure, or ``None`` if there is no value.
-    """
+    """Average each seed's metric by category, over categories and then over seeds; ``None`` without values."""
     means = [statistics.fmean(by_category.values()) for by_category in values if by_category]
     if not means:
         return None
@@ -284,16 +262,7 @@ def plot(
     accuracy: Mapping[str, Mapping[str, Figure]],
     costs: Mapping[str, Mapping[str, float | None]],
 ) -> list[str]:
-    """Draw accuracy against speed, models told apart by marker.
-
-    Args:
-        output: Folder for ``accuracy_speed.png`` and ``accuracy_speed.svg``.
-        accuracy: Figures by model and metric.
-        costs: Costs by model.
-
-    Returns:
-        Names of the files.
-    """
+    """Draw accuracy against speed, models told apart by marker, and return the names of the files."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter

@@ -42,11 +42,7 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 def perform(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train, test, and measure.
-
-    Args:
-        job: What ``Run.job`` of the parent process gave.
-        folder: For logs and weights.
+    """Train, test, and measure what ``Run.job`` of the parent process gave.
 
     Returns:
         Metrics by category, seconds, bytes, and where they were measured.
@@ -134,11 +130,7 @@ def _openvino_size(engine: Engine, model: Any, folder: Path, size: int | None) -
 
 
 def main(folder: Path) -> int:
-    """Perform the job of a folder and write its result, or its error.
-
-    Returns:
-        The exit status.
-    """
+    """Perform the job of a folder and write its result, or its error; return the exit status."""
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     try:
         result = perform(job, folder)

@@ -96,11 +96,7 @@ def _turn(prepared: tuple[torch.nn.Module, torch.Tensor], batch_size: int) -> Ca
 
 
 def main(folder: Path) -> int:
-    """Do the measurement of a folder's job, and write the result.
-
-    Returns:
-        The exit status.
-    """
+    """Do the measurement of a folder's job, and write the result; return the exit status."""
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     write_json(folder / RESULT, {"job": job, **measure(job)})
     return 0

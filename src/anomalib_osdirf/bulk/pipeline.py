@@ -33,15 +33,7 @@ class RayError(RuntimeError):
 
 @contextmanager
 def started(address: str | None, verbose: bool, visible: bool) -> Iterator[int]:
-    """Start Ray on this machine, reachable by no other, or connect to a cluster.
-
-    Args:
-        address: A cluster's address; ``None`` for this machine.
-        verbose: Whether to show Ray's messages.
-        visible: Whether to show that it is starting.
-
-    Yields:
-        The number of CPUs.
+    """Start Ray on this machine, reachable by no other, or connect to a cluster; yield the number of CPUs.
 
     Raises:
         RayError: If Ray can't be started or reached.
@@ -95,15 +87,12 @@ def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator
 
     Args:
         paths: Absolute paths, as the file system has them.
-        job: The workers' settings.
-        workers: Number of workers, each with as many CPUs as it has threads.
+        job: The workers' settings; each has as many CPUs as it has threads.
+        workers: Number of workers.
         verbose: Whether Ray shows its own progress bars.
 
     Yields:
         Rows, in the order in which they are done.
-
-    Raises:
-        RayError: If Ray gives up.
     """
     import ray.data
 

@@ -66,14 +66,7 @@ class Worker:
         cv2.setNumThreads(job.threads)
 
     def rows(self, paths: list[bytes]) -> pa.Table:
-        """Score files.
-
-        Args:
-            paths: Absolute paths, as the file system has them.
-
-        Returns:
-            A row of `SCHEMA` for each, with the error if it could not be scored.
-        """
+        """Score files, given their absolute paths: a row of `SCHEMA` for each, with the error if it has no score."""
         table = pa.Table.from_pylist([self._row(os.fsdecode(path)) for path in paths], SCHEMA)
         self._witness.close()
         return table
@@ -105,11 +98,7 @@ class Worker:
 
 
 class Witness:
-    """Records which image a process was scoring when it died, and how often.
-
-    Args:
-        file: The record, which exists only during the work.
-    """
+    """Records, during the work, which image a process was scoring when it died, and how often."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -71,11 +71,7 @@ class Store:
             self._check(file, settings)
 
     def finished(self, retry_errors: bool) -> set[str]:
-        """Return the paths of all images that are done.
-
-        Args:
-            retry_errors: Whether images with an error count as not done.
-        """
+        """Return the paths of all images that are done; with ``retry_errors``, those with an error are not."""
         scored, failed = self._paths()
         return scored if retry_errors else scored | failed
 
@@ -94,11 +90,7 @@ class Store:
         self._written = time.monotonic()
 
     def merge(self) -> Totals:
-        """Make one file of all parts, with one row for each image: its score if there is one, else an error.
-
-        Returns:
-            What is in it.
-        """
+        """Make one file of all parts, with one row for each image: its score if there is one, else an error."""
         self.flush()
         totals, files = Totals(), self._files()
         if files == [self.output]:

@@ -23,15 +23,7 @@ _THREADS = 4
 
 
 def skip_broken(datasets: Iterable[Any], visible: bool) -> dict[str, str]:
-    """Remove samples with a broken image or mask from anomalib's data sets, in place.
-
-    Args:
-        datasets: Data sets of samples or of image files; others are left as they are.
-        visible: Whether to show progress.
-
-    Returns:
-        The reason by image file.
-    """
+    """Remove samples with a broken image or mask from anomalib's data sets, in place; return reasons by file."""
     datasets = list(datasets)
     files = [list(_files_of(dataset)) for dataset in datasets]
     paths = sorted({path for samples in files for sample in samples for path in sample})
@@ -52,12 +44,7 @@ def skip_broken(datasets: Iterable[Any], visible: bool) -> dict[str, str]:
 
 
 def report(found: Mapping[str, str], file: Path) -> None:
-    """List broken files in a CSV file, and name the first of them in a warning; without any, remove an earlier list.
-
-    Args:
-        found: The reason by image file.
-        file: The CSV file, with columns ``image_path`` and ``error``.
-    """
+    """List broken files and reasons in a CSV file, and warn of the first; without any, remove an earlier list."""
     if not found:
         file.unlink(missing_ok=True)
         return

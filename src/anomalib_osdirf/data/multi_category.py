@@ -24,11 +24,7 @@ _SUBSETS = ("train_data", "val_data", "test_data")
 
 
 class CategoryDataset(AnomalibDataset):
-    """Concatenation of data sets; ``samples`` also has each image's category and index in it.
-
-    Args:
-        datasets: Data set of each category; left as they are.
-    """
+    """Concatenation of each category's data set; ``samples`` also has each image's category and index in it."""
 
     def __init__(self, datasets: Mapping[str, AnomalibDataset]) -> None:
         self.datasets = dict(datasets)

@@ -32,11 +32,7 @@ MASK_COVERAGE = 0.1
 
 @dataclass(frozen=True)
 class Canvas:
-    """The sampling points of a picture before it is averaged down.
-
-    Args:
-        side (int): Number of samples along one side.
-    """
+    """The sampling points of a picture, ``side`` by ``side``, before it is averaged down."""
 
     side: int
 
@@ -57,16 +53,7 @@ class Canvas:
         return row, column
 
     def noise(self, rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
-        """Return Gaussian noise of unit variance with the given correlation lengths in units.
-
-        Args:
-            rng (np.random.Generator): Source of the noise.
-            sigma_x (float): Standard deviation of the smoothing along x, in units.
-            sigma_y (float): Standard deviation of the smoothing along y, in units.
-
-        Returns:
-            Array: Noise of shape ``(side, side)``.
-        """
+        """Return Gaussian noise ``(side, side)`` of unit variance, smoothed by these standard deviations in units."""
         sigmas = np.maximum(np.array([sigma_y, sigma_x]) * self.scale, 0.3)
         # Long correlation needs few samples: the noise is made on a coarser grid and drawn out.
         coarser = np.maximum(sigmas // 3, 1)
@@ -84,15 +71,7 @@ class Canvas:
         return (smooth - float(mean[0, 0])) / (float(deviation[0, 0]) + 1e-6)
 
     def undulation(self, rng: np.random.Generator, knots: int) -> Array:
-        """Return a smooth random field of about unit size.
-
-        Args:
-            rng (np.random.Generator): Source of the field.
-            knots (int): Number of independent values along one side.
-
-        Returns:
-            Array: Field of shape ``(side, side)``.
-        """
+        """Return a smooth field ``(side, side)`` of about unit size, of ``knots`` independent random values a side."""
         values = rng.standard_normal((knots + 4, knots + 4)).astype(np.float32)
         step = math.ceil(self.side / knots)
         field = cv2.resize(values, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
@@ -101,14 +80,7 @@ class Canvas:
         return field[top : top + self.side, left : left + self.side]
 
     def distance_to_curve(self, points: Array) -> Array:
-        """Return each sample's distance, in units, to a polyline.
-
-        Args:
-            points (Array): Corners in units, of shape ``(N, 2)``.
-
-        Returns:
-            Array: Distances of shape ``(side, side)``.
-        """
+        """Return each sample's distance to a polyline ``(N, 2)``, in units, of shape ``(side, side)``."""
         background = np.full((self.side, self.side), 255, dtype=np.uint8)
         corners = np.round(points * self.scale - 0.5).astype(np.int32)
         cv2.polylines(background, [corners], isClosed=False, color=0, thickness=1)
@@ -117,26 +89,17 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Alteration:
-    """A defect, ready to be laid over a scene.
-
-    Args:
-        colour (Array): The altered scene of shape ``(side, side, 3)``.
-        coverage (Array): How much of the altered scene shows, from 0 to 1, of shape ``(side, side)``.
-    """
+    """A defect: the altered scene ``(side, side, 3)``, and how much of it shows, 0 to 1, ``(side, side)``."""
 
     colour: Array
     coverage: Array
 
 
 class Scene(ABC):
-    """One random piece of a surface.
-
-    Args:
-        canvas (Canvas): Where it is drawn.
-        rng (np.random.Generator): Source of everything random about the normal scene.
-    """
+    """One random piece of a surface; the generator decides everything about the normal scene."""
 
     stain_strength = (0.07, 0.12)
+    defects: ClassVar[tuple[str, ...]]  # the methods that make one
 
     def __init__(self, canvas: Canvas, rng: np.random.Generator) -> None:
         self.canvas = canvas
@@ -152,12 +115,7 @@ class Scene(ABC):
     def render(self) -> Array:
         """Return the normal scene of shape ``(side, side, 3)``, about 0 to 1."""
 
-    @classmethod
-    @abstractmethod
-    def defects(cls) -> dict[str, Callable[..., Alteration]]:
-        """Return the surface's kinds of defect: a name and the method that makes one."""
-
-    def stained(self, rng: np.random.Generator) -> Alteration:
+    def stain(self, rng: np.random.Generator) -> Alteration:
         """Return a stain with a ragged outline: a small change of hue and of brightness, either way."""
         centre = random_place(rng, margin=36)
         shape = smoothstep(1.0 - self.ragged_distance(rng, centre, rng.uniform(9, 24)), 0.0, 0.25)
@@ -187,16 +145,7 @@ class Weave(Scene):
     pitch = 10.0
     half_width = 0.46
 
-    @classmethod
-    def defects(cls) -> dict[str, Callable[..., Alteration]]:
-        """Return the kinds of defect in a cloth."""
-        return {
-            "distortion": cls.distorted,
-            "missing_thread": cls.missing_thread,
-            "snag": cls.snagged,
-            "stain": cls.stained,
-            "wrong_weave": cls.wrong_weave,
-        }
+    defects = ("distortion", "missing_thread", "snag", "stain", "wrong_weave")
 
     def arrange(self, rng: np.random.Generator) -> None:
         """Draw phase, stretch, yarn colours and the unevenness of each yarn."""
@@ -225,16 +174,13 @@ class Weave(Scene):
         change_order: Callable[[Array, Array, Array], Array] | None = None,
         missing: int | None = None,
     ) -> Array:
-        """Return the cloth for given yarn coordinates.
+        """Return the cloth ``(side, side, 3)`` for given yarn coordinates.
 
         Args:
-            u (Array): Position across the upright yarns, in yarns, of shape ``(side, side)``.
-            v (Array): Position across the level yarns, in yarns, of shape ``(side, side)``.
-            change_order (Callable | None): Turns (column, row, which yarn is on top) into another order.
-            missing (int | None): An upright yarn that is not there.
-
-        Returns:
-            Array: Colours of shape ``(side, side, 3)``.
+            u: Position across the upright yarns, in yarns, of shape ``(side, side)``.
+            v: Position across the level yarns, likewise.
+            change_order: Turns (column, row, which yarn is on top) into another order.
+            missing: An upright yarn that is not there.
         """
         column, row = np.floor(u), np.floor(v)
         off_column, off_row = u - column - 0.5, v - row - 0.5
@@ -291,7 +237,7 @@ class Weave(Scene):
 
         return Alteration(self.cloth(self.u, self.v, change_order), inside.astype(np.float32))
 
-    def distorted(self, rng: np.random.Generator) -> Alteration:
+    def distortion(self, rng: np.random.Generator) -> Alteration:
         """Return a patch in which the yarns are pushed aside."""
         centre = random_place(rng, margin=44)
         radius = rng.uniform(14, 30)
@@ -302,7 +248,7 @@ class Weave(Scene):
         v = self.v + push * math.sin(angle) * bump
         return Alteration(self.cloth(u, v), (bump > 0).astype(np.float32))
 
-    def snagged(self, rng: np.random.Generator) -> Alteration:
+    def snag(self, rng: np.random.Generator) -> Alteration:
         """Return a loose yarn that lies on the cloth."""
         points = random_curve(rng, length=rng.uniform(22, 60), bend=0.5)
         width = rng.uniform(2.0, 3.2)
@@ -318,16 +264,7 @@ class BrushedMetal(Scene):
 
     stain_strength = (0.04, 0.07)
 
-    @classmethod
-    def defects(cls) -> dict[str, Callable[..., Alteration]]:
-        """Return the kinds of defect in a metal sheet."""
-        return {
-            "cross_brushed": cls.cross_brushed,
-            "dent": cls.dented,
-            "pits": cls.pitted,
-            "scratch": cls.scratched,
-            "stain": cls.stained,
-        }
+    defects = ("cross_brushed", "dent", "pits", "scratch", "stain")
 
     def arrange(self, rng: np.random.Generator) -> None:
         """Draw brush strokes, their direction and the lamp's place."""
@@ -365,7 +302,7 @@ class BrushedMetal(Scene):
         """Return the sheet with a relief of brightness, of shape ``(side, side, 3)``."""
         return (self.light * (1.0 + 0.085 * relief))[..., None] * self.metal
 
-    def scratched(self, rng: np.random.Generator) -> Alteration:
+    def scratch(self, rng: np.random.Generator) -> Alteration:
         """Return a scratch across the brushing: one flank catches the light, the other lies in shade."""
         away = random_sign(rng) * math.radians(rng.uniform(18, 90))
         points = random_curve(rng, length=rng.uniform(20, 60), bend=0.12, angle=self.angle + away)
@@ -382,7 +319,7 @@ class BrushedMetal(Scene):
         inside = (distance < width * 1.3).astype(np.float32)
         return Alteration(self.lit(0.7 * self.streaks + depth * flank), inside)
 
-    def dented(self, rng: np.random.Generator) -> Alteration:
+    def dent(self, rng: np.random.Generator) -> Alteration:
         """Return a dent: light on one slope, shade on the other, strokes bent along."""
         centre = random_place(rng, margin=36)
         radius = rng.uniform(8, 22)
@@ -408,7 +345,7 @@ class BrushedMetal(Scene):
         turn = random_sign(rng) * math.radians(rng.uniform(15, 60))
         return Alteration(self.lit(self.brushed(rng, self.angle + turn)), shape)
 
-    def pitted(self, rng: np.random.Generator) -> Alteration:
+    def pits(self, rng: np.random.Generator) -> Alteration:
         """Return a cluster of small pits, each with a bright and a dark side."""
         centre = random_place(rng, margin=40)
         relief = self.streaks.copy()
@@ -432,16 +369,7 @@ class PrintedParts(Scene):
     half_length = 21.0
     half_height = 16.0
 
-    @classmethod
-    def defects(cls) -> dict[str, Callable[..., Alteration]]:
-        """Return the kinds of defect on a tray of parts."""
-        return {
-            "colour_shift": cls.colour_shifted,
-            "misprint": cls.misprinted,
-            "missing_part": cls.missing_part,
-            "scratch": cls.scratched,
-            "tilted_part": cls.tilted_part,
-        }
+    defects = ("colour_shift", "misprint", "missing_part", "scratch", "tilted_part")
 
     def arrange(self, rng: np.random.Generator) -> None:
         """Draw the tray's place, each part's place, turn and shade, and the grain of the materials."""
@@ -491,17 +419,14 @@ class PrintedParts(Scene):
         missing: tuple[int, int] | None = None,
         body_colour: Array | None = None,
     ) -> Array:
-        """Return the tray, with some properties replaced.
+        """Return the tray ``(side, side, 3)``, with some properties replaced.
 
         Args:
-            shift (Array | None): Places of the parts of shape ``(4, 4, 2)``.
-            turn (Array | None): Turns of the parts of shape ``(4, 4)``.
-            printed (NDArray[np.bool_] | None): Where there is ink, of shape ``(side, side)``.
-            missing (tuple[int, int] | None): Row and column of a part that is not there.
-            body_colour (Array | None): Colour of the parts, broadcast to ``(4, 4, 3)``.
-
-        Returns:
-            Array: Colours of shape ``(side, side, 3)``.
+            shift: Places of the parts of shape ``(4, 4, 2)``.
+            turn: Turns of the parts of shape ``(4, 4)``.
+            printed: Where there is ink, of shape ``(side, side)``.
+            missing: Row and column of a part that is not there.
+            body_colour: Colour of the parts, broadcast to ``(4, 4, 3)``.
         """
         along, across, column, row = self.frame(
             self.shift if shift is None else shift, self.turn if turn is None else turn
@@ -540,7 +465,7 @@ class PrintedParts(Scene):
         turn[row, column] += random_sign(rng) * math.radians(rng.uniform(9, 18))
         return self.changed(self.tray(turn=turn), close=7.0)
 
-    def misprinted(self, rng: np.random.Generator) -> Alteration:
+    def misprint(self, rng: np.random.Generator) -> Alteration:
         """Return a tray on which one part's print is turned over, moved, or partly lost."""
         part = self.any_part(rng)
         along, across, column, row = self.frame(self.shift, self.turn)
@@ -560,14 +485,14 @@ class PrintedParts(Scene):
         printed = np.where(here, wrong, self.ink(along, across))
         return self.changed(self.tray(printed=printed), close=4.0)
 
-    def colour_shifted(self, rng: np.random.Generator) -> Alteration:
+    def colour_shift(self, rng: np.random.Generator) -> Alteration:
         """Return a tray on which one part has another hue, at about the same brightness."""
         row, column = self.any_part(rng)
         colours = np.broadcast_to(self.body_colour, (*self.shade.shape, 3)).copy()
         colours[row, column] *= (1.0 + rng.uniform(0.08, 0.13) * unit_tint(rng, brightness=0.1)).astype(np.float32)
         return self.changed(self.tray(body_colour=colours), close=2.0)
 
-    def scratched(self, rng: np.random.Generator) -> Alteration:
+    def scratch(self, rng: np.random.Generator) -> Alteration:
         """Return a scratch over parts and tray: it lightens what is dark and darkens what is light."""
         points = random_curve(rng, length=rng.uniform(22, 60), bend=0.3)
         distance = self.canvas.distance_to_curve(points)
@@ -579,15 +504,7 @@ class PrintedParts(Scene):
 
 @dataclass(frozen=True)
 class Part:
-    """A part that lies somewhere, turned some way.
-
-    Args:
-        kind (str): One of ``LooseParts.extents``.
-        place (tuple[float, float]): Its middle, x and y in units.
-        turn (float): Its direction in radians.
-        size (float): Length of its own unit: in its frame, all parts of a kind are of one size.
-        colour (Array): Its colour of shape ``(3,)``.
-    """
+    """A part that lies at ``place``, turned by radians; ``size`` is the length of its own frame's unit."""
 
     kind: str
     place: tuple[float, float]
@@ -613,16 +530,7 @@ class LooseParts(Scene):
     gap = 14.0
     screw_length = 76.0
 
-    @classmethod
-    def defects(cls) -> dict[str, Callable[..., Alteration]]:
-        """Return the kinds of defect among loose parts."""
-        return {
-            "bent_screw": cls.bent_screw,
-            "chipped_washer": cls.chipped_washer,
-            "foreign_matter": cls.foreign_matter,
-            "split_nut": cls.split_nut,
-            "worn_thread": cls.worn_thread,
-        }
+    defects = ("bent_screw", "chipped_washer", "foreign_matter", "split_nut", "worn_thread")
 
     def arrange(self, rng: np.random.Generator) -> None:
         """Strew the parts, and draw the light's direction and the grain of the materials."""
@@ -640,16 +548,7 @@ class LooseParts(Scene):
         self.mat = colour * (1.0 + 0.02 * self.canvas.undulation(rng, 3))[..., None]
 
     def put_down(self, rng: np.random.Generator, kind: str, taken: Array) -> Array:
-        """Put a part where there is room, if some is found.
-
-        Args:
-            rng (np.random.Generator): Source of the part's properties.
-            kind (str): What it is.
-            taken (Array): Discs that other parts take up: x, y and radius in units, of shape ``(N, 3)``.
-
-        Returns:
-            Array: The discs with those of the part.
-        """
+        """Put a part where there is room among discs ``(N, 3)``: x, y, radius; return the discs with its own."""
         half_length, radius = self.extents[kind]
         size = rng.normal(1.25, 0.015)
         colour = self.metals[kind] * rng.normal(1.0, 0.02)
@@ -669,15 +568,7 @@ class LooseParts(Scene):
         return self.lit(self.heights, self.colours)
 
     def lit(self, heights: Sequence[Array], colours: Sequence[Array]) -> Array:
-        """Return things on the mat under a lamp.
-
-        Args:
-            heights (Sequence[Array]): Height of each thing in units, 0 beside it, of shape ``(side, side)``.
-            colours (Sequence[Array]): Colour of each thing, of shape ``(3,)``.
-
-        Returns:
-            Array: Colours of shape ``(side, side, 3)``.
-        """
+        """Return things on the mat under a lamp ``(side, side, 3)``, given heights ``(side, side)``, 0 beside each."""
         stack = np.stack(heights)
         height = stack.max(axis=0)
         there = height > 0
@@ -705,17 +596,13 @@ class LooseParts(Scene):
         bend: float = 0.0,
         worn: tuple[float, float] = (0.0, 0.0),
     ) -> Array:
-        """Return a part's height.
+        """Return a part's height in units, 0 beside it, of shape ``(side, side)``.
 
         Args:
-            part (Part): Which part.
-            cut (Array | float): Distance to where a washer or nut is cut away, negative inside, in units.
-            bend (float): How far a screw's tip is bent sideways, in its own units.
-            worn (tuple[float, float]): Where a screw's thread is worn off: from and to, in its own units from the
-                head's end.
-
-        Returns:
-            Array: Height in units, 0 beside the part, of shape ``(side, side)``.
+            part: Which part.
+            cut: Distance to where a washer or nut is cut away, negative inside, in units.
+            bend: How far a screw's tip is bent sideways, in its own units.
+            worn: Where a screw's thread is worn off: from and to, in its own units from the head's end.
         """
         along, across = self.frame(part)
         if part.kind == "screw":
@@ -733,17 +620,7 @@ class LooseParts(Scene):
         return np.maximum(flat, 0).astype(np.float32)
 
     def screw(self, along: Array, across: Array, bend: float, worn: tuple[float, float]) -> Array:
-        """Return the height of a screw that lies on its side.
-
-        Args:
-            along (Array): Place along the screw in units, 0 in its middle.
-            across (Array): Place across the screw in units.
-            bend (float): How far the tip is bent sideways, in units.
-            worn (tuple[float, float]): Where the thread is worn off: from and to, in units from the head's end.
-
-        Returns:
-            Array: Height in units, 0 beside the screw.
-        """
+        """Return the height of a screw that lies on its side, see :meth:`height`; 0 along is its middle."""
         along = along + self.screw_length / 2
         across = across - bend * (np.maximum(along - 26.0, 0) / (self.screw_length - 26.0)) ** 2
         thread = smoothstep(along, 20, 23)
@@ -832,21 +709,20 @@ def draw_surface(
     """Draw one picture of a surface and the mask of its defect.
 
     Args:
-        category (str): One of ``SURFACES``.
-        defect (str | None): One of the surface's defects, or ``None`` for a normal picture.
-        image_size (int): Side of the picture in pixels.
-        seed (Sequence[int]): Non-negative numbers that stand for this picture.
+        category: One of ``SURFACES``.
+        defect: One of the surface's defects, or ``None`` for a normal picture.
+        image_size: Side of the picture in pixels.
+        seed: Non-negative numbers that stand for this picture.
 
     Returns:
-        tuple[NDArray[np.uint8], NDArray[np.uint8]]: The picture as RGB of shape ``(image_size, image_size, 3)`` and the
-            mask, 0 or 255, of shape ``(image_size, image_size)``.
+        The picture as RGB of shape ``(H, W, 3)`` and the mask, 0 or 255, of shape ``(H, W)``.
     """
     scene_rng, defect_rng, camera_rng = (np.random.default_rng([*seed, stream]) for stream in range(3))
     surface = SURFACES[category]
     scene = surface(Canvas(image_size * SUPERSAMPLING), scene_rng)
     picture, mask = scene.normal, np.zeros((image_size, image_size), dtype=np.uint8)
     if defect is not None:
-        alteration = surface.defects()[defect](scene, defect_rng)
+        alteration = getattr(scene, defect)(defect_rng)
         inside = averaged_down(alteration.coverage) >= MASK_COVERAGE
         mask[inside] = 255
         # A defect that no mask pixel owns up to must leave no trace.
@@ -862,15 +738,7 @@ def averaged_down(samples: Array) -> Array:
 
 
 def photographed(radiance: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return what a camera sees: uneven light, an exposure of its own, and noise that grows with the light.
-
-    Args:
-        radiance (Array): The scene of shape ``(H, W, 3)``, about 0 to 1.
-        rng (np.random.Generator): Source of exposure and noise.
-
-    Returns:
-        NDArray[np.uint8]: The picture of shape ``(H, W, 3)``.
-    """
+    """Return what a camera sees of ``(H, W, 3)``: uneven light, its exposure, noise that grows with the light."""
     height, width = radiance.shape[:2]
     exposure = rng.uniform(0.86, 1.14) * rng.uniform(0.98, 1.02, 3)
     slope_x, slope_y = rng.uniform(-0.07, 0.07, 2)
@@ -927,16 +795,13 @@ def random_place(rng: np.random.Generator, margin: float) -> tuple[float, float]
 
 
 def random_curve(rng: np.random.Generator, length: float, bend: float, angle: float | None = None) -> Array:
-    """Return a slightly bent stroke that stays inside the picture.
+    """Return a slightly bent stroke inside the picture, ``(33, 2)`` corners in units.
 
     Args:
-        rng (np.random.Generator): Source of place, direction and bend.
-        length (float): Length of the stroke in units.
-        bend (float): Largest deviation from a straight line, relative to the length.
-        angle (float | None): Direction in radians, random when not given.
-
-    Returns:
-        Array: Corners in units of shape ``(33, 2)``.
+        rng: Source of place, direction and bend.
+        length: Length of the stroke in units.
+        bend: Largest deviation from a straight line, relative to the length.
+        angle: Direction in radians, random when not given.
     """
     direction = rng.uniform(0, math.pi) if angle is None else angle
     margin = 12 + length / 2

@@ -73,14 +73,7 @@ class SyntheticAnomalies:
             self.masks = {path.stem: path for path in files}
 
     def check_masks(self, image_paths: Iterable[str]) -> None:
-        """Refuse images without a foreground mask.
-
-        Args:
-            image_paths: Files of the training images.
-
-        Raises:
-            ValueError: If foreground masks are used and one is missing.
-        """
+        """Refuse training images without a foreground mask, where foreground masks are used."""
         if self.masks is None:
             return
         missing = [path for path in image_paths if Path(path).stem not in self.masks]
@@ -206,15 +199,7 @@ def automatic_foreground(image: Tensor) -> Tensor:
 
 
 def check_foreground(foreground: str, foreground_masks: str | Path | None) -> None:
-    """Refuse an unknown or contradictory choice of foreground.
-
-    Args:
-        foreground: One of :data:`FOREGROUNDS`.
-        foreground_masks: Folder of masks, or ``None``.
-
-    Raises:
-        ValueError: If so.
-    """
+    """Refuse an unknown choice of foreground, and one that contradicts a folder of masks."""
     if foreground not in FOREGROUNDS:
         raise ValueError(f"foreground={foreground!r} is unknown; use one of {', '.join(FOREGROUNDS)}.")
     if foreground == "auto" and foreground_masks is not None:

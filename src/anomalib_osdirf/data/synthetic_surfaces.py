@@ -172,7 +172,7 @@ class SyntheticSurfaces(AnomalibDataModule):
             yield "train", "good", None, number
         for number in range(self.num_test_good):
             yield "test", "good", None, number
-        for defect in SURFACES[self.category].defects():
+        for defect in SURFACES[self.category].defects:
             for number in range(self.num_test_per_defect):
                 yield "test", defect, defect, number
 

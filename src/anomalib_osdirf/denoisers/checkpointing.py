@@ -29,11 +29,7 @@ class CheckpointedBlock(nn.Module, ABC):
 
 
 def checkpoint_gradients(denoiser: nn.Module) -> None:
-    """Make the blocks of a denoiser recompute their activations in the backward pass.
-
-    Args:
-        denoiser: Any of :data:`~anomalib_osdirf.denoisers.DENOISERS`.
-    """
+    """Make the blocks of any of the denoisers recompute their activations in the backward pass."""
     for module in denoiser.modules():
         if isinstance(module, CheckpointedBlock):
             module.gradient_checkpointing = True

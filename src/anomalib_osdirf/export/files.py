@@ -11,20 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def unfinished_export(destination: Path, name: str) -> Iterator[Path]:
-    """Provide a folder to export into, on the disk of the destination.
+    """Provide an empty folder to export into, on the disk of the destination, which is made.
 
-    It has the same name each time, so that what a killed export left is gone with the next one. Temporary files of the
-    converters go there as well.
-
-    Args:
-        destination: Where the export goes to in the end; it is made.
-        name: Tells this export from others that may be written at the same time.
-
-    Yields:
-        The folder, empty.
-
-    Raises:
-        OSError: If it can't be made.
+    It has the same ``name`` each time, so that what a killed export left is gone with the next one. Temporary files of
+    the converters go there as well.
     """
     destination.mkdir(parents=True, exist_ok=True)
     folder, usual = destination / f".unfinished-{name}", tempfile.tempdir
@@ -39,13 +29,7 @@ def unfinished_export(destination: Path, name: str) -> Iterator[Path]:
 
 
 def move_export(folder: Path, destination: Path, model: Path) -> None:
-    """Move an export's files, the model itself last: there is none, rather than a new one with an old one's weights.
-
-    Args:
-        folder: Folder of the complete export.
-        destination: Where to.
-        model: The file that programs load, below the folder.
-    """
+    """Move an export's files, ``model`` last: there is none, rather than a new one with an old one's weights."""
     (destination / model).unlink(missing_ok=True)
     files = sorted(file for file in (folder / model).parent.iterdir() if file.is_file())
     for file in sorted(files, key=lambda file: file == folder / model):

@@ -50,12 +50,6 @@ def keep_small_constants(model: Any) -> Any:  # noqa: ANN401 - openvino.Model
     """Mark constants that stay in float32 when weights are saved in float16.
 
     Biases, depthwise convolutions and the like are two per cent of a file, and rounding them is most of the error.
-
-    Args:
-        model: The ``openvino.Model``.
-
-    Returns:
-        The marked model.
     """
     for node in model.get_ops():
         if node.get_type_name() == "Constant" and node.data.size < _SMALL_CONSTANT:

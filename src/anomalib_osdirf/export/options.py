@@ -52,21 +52,13 @@ class ExportOptions:
 
 
 def check_max_drop(max_drop: float) -> None:
-    """Raise an error if the largest loss of a metric is not a share.
-
-    Raises:
-        ValueError: If so.
-    """
+    """Raise an error if the largest loss of a metric is not a share."""
     if not 0 <= max_drop <= 1:
         raise ValueError(f"max_drop={max_drop} is out of range; use 0 to 1, 0.01 for one point of the metric.")
 
 
 def compression_of(value: CompressionType | str | None) -> CompressionType | None:
-    """Read a compression type, which anomalib's command gives as one and a script may give as text.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
+    """Read a compression type, which anomalib's command gives as one and a script may give as text."""
     if value is None:
         return None
     try:
@@ -78,11 +70,7 @@ def compression_of(value: CompressionType | str | None) -> CompressionType | Non
 
 
 def need(*packages: str) -> None:
-    """Raise an error if packages of the extra ``openvino`` are missing.
-
-    Raises:
-        ModuleNotFoundError: If so.
-    """
+    """Raise an error if packages of the extra ``openvino`` are missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         msg = f"This export needs {' and '.join(missing)}; install the extra: pip install 'anomalib-osdirf[openvino]'."

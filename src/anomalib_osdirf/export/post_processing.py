@@ -27,14 +27,7 @@ class _PostProcessing(nn.Module):
 
 
 def without_post_processor(network: Any) -> Any:  # noqa: ANN401 - openvino.Model
-    """Cut off what :func:`append_post_processor` put behind an ``openvino.Model``.
-
-    Args:
-        network: The model.
-
-    Returns:
-        The model that ends in raw score and map; ``None`` if it has no such parts.
-    """
+    """Cut off what :func:`append_post_processor` put behind a model; ``None`` if it has no such parts."""
     import openvino
 
     raw: dict[str, Any] = {}
@@ -49,15 +42,7 @@ def without_post_processor(network: Any) -> Any:  # noqa: ANN401 - openvino.Mode
 
 
 def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # noqa: ANN401 - openvino.Model
-    """Put a post-processor behind an ``openvino.Model`` that ends in raw score and map.
-
-    Args:
-        network: The model, with outputs ``pred_score`` and ``anomaly_map``.
-        post_processor: anomalib post-processor, fitted.
-
-    Returns:
-        The model with the post-processor's outputs.
-    """
+    """Put a fitted post-processor behind an ``openvino.Model`` that ends in raw score and map."""
     import openvino
 
     module = _PostProcessing(post_processor).eval()

@@ -121,13 +121,8 @@ def _has_weights(convolution: Any, weights: Tensor) -> bool:  # noqa: ANN401
 def compress_weights(model: Any, scope: Any) -> Any:  # noqa: ANN401
     """Store weights in 8 bits and compute in floating point (``INT8``), where that costs no accuracy.
 
-    Args:
-        model: The ``openvino.Model`` up to raw score and map.
-        scope: What keeps its weights in any case. Depthwise and small convolutions keep theirs too: they are a small
-            part of the file, and rounding them is most of the error.
-
-    Returns:
-        The compressed model.
+    Depthwise and small convolutions keep theirs, as the ``scope`` does: they are a small part of the file, and rounding
+    them is most of the error.
     """
     import nncf
 
@@ -146,16 +141,7 @@ def is_quantised(model: Any) -> bool:  # noqa: ANN401
 
 
 def quantise(model: Any, images: CalibrationImages, scope: Any) -> Any:  # noqa: ANN401
-    """Quantise weights and activations after training (``INT8_PTQ``).
-
-    Args:
-        model: The ``openvino.Model`` up to raw score and map.
-        images: Images to calibrate on.
-        scope: What stays in floating point.
-
-    Returns:
-        The quantised model.
-    """
+    """Quantise weights and activations after training (``INT8_PTQ``), but for the ``scope``."""
     import nncf
 
     # NNCF draws its bars into log files, too.
@@ -179,17 +165,8 @@ def quantise_within(
 ) -> Any:  # noqa: ANN401
     """Quantise, and take back to floating point what costs too much of a metric (``INT8_ACQ``).
 
-    Args:
-        model: The ``openvino.Model`` up to raw score and map.
-        images: Images to calibrate on.
-        scope: What stays in floating point in any case.
-        measure: Metric of a compiled model on validation images, given by their indices, the larger the better; and
-            the raw score of each, by which NNCF finds the images that quantisation changes most.
-        num_validation_images: How many of those there are.
-        max_drop: Largest loss of the metric.
-
-    Returns:
-        The quantised model.
+    ``measure`` returns the metric of a compiled model on validation images, given by their indices, the larger the
+    better; and the raw score of each, by which NNCF finds the images that quantisation changes most.
 
     Raises:
         RuntimeError: If nothing could be quantised within ``max_drop``.
@@ -224,11 +201,7 @@ class ScoresAndFields(NamedTuple):
 
 
 class WithFields(nn.Module):
-    """A field model that returns field and fine features beside its scores.
-
-    Args:
-        model: The model.
-    """
+    """A field model that returns field and fine features beside its scores."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401
         super().__init__()

@@ -70,17 +70,7 @@ class Quantiser:
         metric: Any,  # noqa: ANN401
         max_drop: float,
     ) -> Any:  # noqa: ANN401
-        """Quantise an ``openvino.Model`` that ends in raw score and map.
-
-        Args:
-            network: The model; with field and fine features as further outputs, where it has fields.
-            scope: What stays in floating point.
-            compression: ``INT8_PTQ`` or ``INT8_ACQ``.
-            metric: anomalib metric for ``INT8_ACQ``; ``None`` takes the image F1 score.
-            max_drop: Largest loss of the metric.
-
-        Returns:
-            The quantised model.
+        """Quantise an ``openvino.Model`` that ends in raw score and map and, where it has fields, those.
 
         Raises:
             ValueError: If ``INT8_ACQ`` has no images to validate on.
@@ -108,11 +98,7 @@ class Quantiser:
         return quantisation.quantise_within(network, self.images, scope, measure, count, max_drop)
 
     def refit(self, network: Any) -> Any:  # noqa: ANN401
-        """Fit scorer and post-processor on what the quantised network returns, and put the scorer into it.
-
-        Returns:
-            The post-processor.
-        """
+        """Fit scorer and post-processor on what the quantised network returns, put in the former, return the latter."""
         if self.has_field:
             self._fit(_compile(network))
             before, after = (dict(model.scorer.buffers_in_use()) for model in (self.original, self.model))
@@ -153,13 +139,7 @@ class Quantiser:
         return self.has_field and [one["source"] for one in calibration.values()] == ["training", "training"]
 
     def _score(self, compiled: Any, indices: Sequence[int], name: str, from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
-        """Score validation images.
-
-        Args:
-            compiled: The compiled network.
-            indices: Which of the validation images.
-            name: What it is for.
-            from_field: Score the network's field by the scorer as it was fitted last.
+        """Score validation images by the network, or by the scorer as it was fitted last, from the network's field.
 
         Returns:
             A batch for each image, with raw score ``(1,)``, raw map ``(1, 1, H, W)`` and what is known of the truth. Of

@@ -46,11 +46,7 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
 
 
 def regular(path: str | Path) -> Path:
-    """Return the path of a regular file; reading a pipe would block forever.
-
-    Raises:
-        FileNotFoundError: If it is not a regular file.
-    """
+    """Return the path of a regular file; reading a pipe would block forever."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError("it does not exist" if not path.exists() else "it is not a regular file")

@@ -49,10 +49,6 @@ class Scorer(ABC):
         kind: Runtime, such as OpenVINO.
         threshold: Scores above it are anomalous.
         pixel_threshold: Values of the map above it are anomalous.
-
-    Args:
-        path: Model file.
-        metadata: The export's metadata.
     """
 
     kind: str
@@ -64,11 +60,7 @@ class Scorer(ABC):
         self.pixel_threshold = 1 - float(metadata.get("pixel_sensitivity", 0.5))
 
     def score(self, image: Array) -> Score:
-        """Score an image ``(H, W, 3)``, in 0 to 1.
-
-        Raises:
-            ModelError: If the model returns values that are not finite numbers.
-        """
+        """Score an image ``(H, W, 3)``, in 0 to 1."""
         start = time.perf_counter()
         outputs = self._run(np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32))
         milliseconds = 1000 * (time.perf_counter() - start)
@@ -161,12 +153,7 @@ class ONNXScorer(Scorer):
 
 
 class CheckpointScorer(Scorer):
-    """A Lightning checkpoint, on a GPU where there is one.
-
-    Args:
-        path: Checkpoint.
-        model: Name of the model's class; that which the checkpoint says where it is ``None``.
-    """
+    """A Lightning checkpoint, on a GPU where there is one; it says itself which model it is, or ``model`` does."""
 
     kind = "PyTorch"
 
@@ -200,9 +187,6 @@ def load_scorer(path: Path, model: str | None = None, threads: int | None = None
         model: Name of a checkpoint's model class, for models that are not of this package.
         threads: Threads that an exported model computes with; as many as the processor has where it is ``None``.
 
-    Returns:
-        The model, ready to score.
-
     Raises:
         ModelError: If there is no such model, or it can't be used.
     """
@@ -220,16 +204,10 @@ def load_scorer(path: Path, model: str | None = None, threads: int | None = None
 
 
 def find_model(path: Path) -> Path:
-    """Find a model file.
-
-    Args:
-        path: ``.xml``, ``.onnx`` or ``.ckpt`` file, or a folder with one of these somewhere in it.
-
-    Returns:
-        The file; in a folder, the newest one of the first format found, in this order.
+    """Find a model file: the path itself, or, in a folder, the newest one of the first format found.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If there is no .xml, .onnx or .ckpt file.
     """
     suffixes = (".xml", ".onnx", ".ckpt")
     if path.is_dir():
@@ -251,16 +229,11 @@ def find_model(path: Path) -> Path:
 
 
 def largest_region(mask: NDArray[np.bool_], width: int, height: int) -> list[int] | None:
-    """Return the box of the largest connected anomalous region.
-
-    Args:
-        mask: Where the image is anomalous ``(h, w)``.
-        width: The image's width in pixels, which may be another than the mask's.
-        height: Its height.
+    """Return the box of the largest connected anomalous region of a mask ``(h, w)``.
 
     Returns:
-        First column, first row, column after the last and row after the last, in the image's pixels; ``None`` if
-        nothing is anomalous.
+        First column, first row, column after the last and row after the last, in pixels of the image of the given width
+        and height; ``None`` if nothing is anomalous.
     """
     count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count == 1:  # the background

@@ -82,11 +82,7 @@ class FieldModel(nn.Module):
         return isinstance(self.network, FrozenFieldNetwork)
 
     def check_fitted(self) -> None:
-        """Raise an error if the scorer was never fitted.
-
-        Raises:
-            RuntimeError: If so.
-        """
+        """Raise an error if the scorer was never fitted."""
         if self.scorer.num_images == 0:
             raise RuntimeError(NEVER_FITTED)
 

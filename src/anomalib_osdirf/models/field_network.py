@@ -85,14 +85,7 @@ class FieldNetwork(nn.Module):
 
     @torch.no_grad()
     def extract_features(self, images: Tensor) -> Tensor:
-        """Fine features of the backbone, before PCA.
-
-        Args:
-            images: Pre-processed images, shape ``(B, 3, H, W)``.
-
-        Returns:
-            Shape ``(B, C, 2 h, 2 w)``.
-        """
+        """Fine features ``(B, C, 2 h, 2 w)`` of the backbone, before PCA, of pre-processed ``(B, 3, H, W)``."""
         features: Tensor = self.backbone(self._precise(images))
         return features
 
@@ -191,12 +184,7 @@ class FieldNetwork(nn.Module):
         return float(explained_share(processes.add(losses) / count, baseline.double()))
 
     def keep(self, share: float, step: int) -> None:
-        """Keep the current averaged weights for the field.
-
-        Args:
-            share: What :meth:`explained_share` returned, or NaN where it could not be measured.
-            step: Training step.
-        """
+        """Keep the averaged weights of a step, of this :meth:`explained_share` or NaN, for the field."""
         self.kept.load_state_dict(self.ema.module.state_dict())
         self.kept_share.fill_(share)
         self.kept_step.fill_(step)
@@ -212,11 +200,7 @@ class FieldNetwork(nn.Module):
 
 
 class FrozenFieldNetwork(nn.Module):
-    """A :class:`FieldNetwork` for deployment.
-
-    Args:
-        network: The trained network.
-    """
+    """A trained :class:`FieldNetwork` for deployment."""
 
     def __init__(self, network: FieldNetwork) -> None:
         super().__init__()

@@ -162,11 +162,7 @@ class FalseAlarmPostProcessor(PostProcessor):
     # ------------------------------------------------------------------ which images
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
-        """Check before the training that there are enough normal images.
-
-        Raises:
-            ValueError: If there are too few for the requested rate.
-        """
+        """Check before the training that there are enough normal images."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         if self.false_alarm_rate is None or not hasattr(datamodule, "train_data"):
             return  # dataloaders' images are unlabelled before they are seen: the end of a validation tells
@@ -210,11 +206,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         return bool(self._noted["training"])
 
     def note_training(self, rows: Tensor) -> None:
-        """Note this process's training images, each scored as if it were new.
-
-        Args:
-            rows: Score, largest and smallest value of the map, shape ``(N, 3)``.
-        """
+        """Note scores, and largest and smallest map values, ``(N, 3)``, of training images scored as if new."""
         self._noted["training"] = [rows.float().cpu()]
 
     def on_validation_batch_end(
@@ -241,11 +233,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         self._noted["validation"].append(rows[~label.flatten().bool()].float().cpu())
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
-        """Set the thresholds, and log how; Lightning's trial runs have too few images for a rate.
-
-        Raises:
-            ValueError: If there are too few normal images for the requested rate.
-        """
+        """Set the thresholds, and log how; Lightning's trial runs have too few images for a rate."""
         del pl_module
         trial = trainer is not None and (trainer.sanity_checking or trainer.fast_dev_run)
         if trial and self.false_alarm_rate is not None:
@@ -255,13 +243,7 @@ class FalseAlarmPostProcessor(PostProcessor):
             logger.info(self._description(level))
 
     def fit(self, processes: Processes = ALONE) -> list[str]:
-        """Set thresholds and scales from the images noted.
-
-        Args:
-            processes: Processes that noted their images.
-
-        Returns:
-            The levels that have new thresholds.
+        """Set thresholds and scales from the images noted, and return the levels that have new ones.
 
         Raises:
             ValueError: If the images are too few for the requested rate, or their scores allow no threshold.
@@ -286,9 +268,6 @@ class FalseAlarmPostProcessor(PostProcessor):
 
     def move_image_threshold(self, value: float) -> None:
         """Set the image threshold; where it has a false-alarm rate, p-values stay, and the rate follows.
-
-        Args:
-            value: The raw score.
 
         Raises:
             ValueError: If the value is so far away from all scores that p-values can't be kept.
@@ -384,11 +363,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         batch.pred_score = self._normalised("image", batch.pred_score)
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
-        """Normalise predictions and compare them with the thresholds, see anomalib.
-
-        Raises:
-            ValueError: If there are neither scores nor maps.
-        """
+        """Normalise predictions and compare them with the thresholds, see anomalib."""
         score: Any = predictions.pred_score
         anomaly_map: Any = predictions.anomaly_map
         if score is None and anomaly_map is None:

@@ -102,15 +102,7 @@ def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str
 
 
 def calibrate_without_spread(scores: Array, rate: float) -> Calibration:
-    """Calibrate on one or two scores, or equal ones, which have no spread; their size, or 1, replaces it.
-
-    Args:
-        scores: Scores of normal images, ``(n,)``; the largest is the threshold.
-        rate: Its p-value, ``1 / (n + 1)`` or more.
-
-    Returns:
-        The calibration.
-    """
+    """Calibrate on one or two scores, or equal ones: the largest is the threshold, of p-value ``rate``."""
     highest = float(scores.max())
     knots = highest + (np.array(EXPONENTS) - 1) * max(abs(highest), 1.0)
     return Calibration(tuple(knots.tolist()), counted_interval(rate, len(scores)), len(scores))

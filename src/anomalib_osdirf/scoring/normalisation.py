@@ -32,13 +32,7 @@ class PositionStatistics:
         self.sums = torch.zeros(2, clusters, 3, *size, dtype=torch.float64, device=device)
 
     def update(self, values: Tensor, cluster: Tensor, numbers: Tensor) -> None:
-        """Add images.
-
-        Args:
-            values: Shape ``(B, h, w)``.
-            cluster: Shape ``(B,)``.
-            numbers: Number of each image among all, shape ``(B,)``.
-        """
+        """Add images ``(B, h, w)`` of clusters ``(B,)`` and numbers ``(B,)``."""
         values = values.double()
         powers = torch.stack([torch.ones_like(values), values, values.square()], dim=1)
         self.sums.index_put_((numbers % 2, cluster), powers, accumulate=True)

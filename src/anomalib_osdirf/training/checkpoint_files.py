@@ -37,11 +37,7 @@ class CheckpointFiles(AnomalibCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ANN401
-        """Write a checkpoint; failing to write one to resume from is a warning, not an error.
-
-        Raises:
-            CheckpointError: If another one can't be written.
-        """
+        """Write a checkpoint; failing to write one to resume from is a warning, not an error."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -71,11 +67,7 @@ class CheckpointFiles(AnomalibCheckpointIO):
                 partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ANN401
-        """Read a checkpoint as plain data, whatever ``weights_only`` is.
-
-        Raises:
-            CheckpointError: If it can't be read, or is more than plain data.
-        """
+        """Read a checkpoint as plain data, whatever ``weights_only`` is."""
         del weights_only
         with plain_data_only(path):
             return super().load_checkpoint(path, map_location=map_location, weights_only=True)
@@ -89,12 +81,7 @@ def use_checkpoint_files(strategy: Any) -> None:  # noqa: ANN401 - any of Lightn
 
 
 def remove_partial_files(folder: Path, idle: float = 0) -> None:
-    """Remove the partial checkpoints that killed processes left in a folder.
-
-    Args:
-        folder: Where to look.
-        idle: Seconds since something was last written to a file, so that it is not still being written.
-    """
+    """Remove partial checkpoints of killed processes in a folder, which nobody has written to for so long."""
     for partial in folder.glob(f".*.ckpt{_PARTIAL}"):
         with suppress(OSError):  # gone already, or on a disk that is read-only now
             if time.time() - partial.stat().st_mtime >= idle:
@@ -103,11 +90,7 @@ def remove_partial_files(folder: Path, idle: float = 0) -> None:
 
 @contextmanager
 def plain_data_only(path: Any) -> Iterator[None]:  # noqa: ANN401
-    """Turn torch's errors on reading a file with ``weights_only=True`` into a sentence.
-
-    Raises:
-        CheckpointError: In the place of torch's.
-    """
+    """Turn torch's errors on reading a file with ``weights_only=True`` into a sentence."""
     try:
         yield
     except FileNotFoundError:

@@ -184,11 +184,7 @@ class DiffusionTraining(LightningModule):
         self.check_training_arguments()
 
     def check_training_arguments(self) -> None:
-        """Refuse impossible training arguments.
-
-        Raises:
-            ValueError: If an argument is out of range.
-        """
+        """Refuse impossible training arguments."""
         for name in self.positive_arguments:
             value = self.hparams[name]
             if value is not None and not value > 0:
@@ -259,12 +255,7 @@ class DiffusionTraining(LightningModule):
         return [name for name, _ in self.named_buffers()]
 
     def setup(self, stage: str) -> None:
-        """Install careful readers and writers, shard the data, share the results folder, and fix the seed.
-
-        Raises:
-            ValueError: If the processes have different images, a feature does not support several processes, or no
-                image can be read.
-        """
+        """Install careful readers and writers, shard the data, share the results folder, and fix the seed."""
         super().setup(stage)
         refuse_sharding(self.trainer)
         read_carefully()
@@ -297,11 +288,7 @@ class DiffusionTraining(LightningModule):
         self.trainer.datamodule = SharedDataModule(datamodule, self.processes)
 
     def orderable_dataloader(self) -> Any:  # noqa: ANN401 - a DataLoader with a batch size, or None
-        """Return the datamodule's training dataloader, if it can be reordered.
-
-        Raises:
-            ValueError: If it can't, but there are several processes, which need it.
-        """
+        """Return the datamodule's training dataloader, if it can be reordered."""
         datamodule, count = getattr(self.trainer, "datamodule", None), self.processes.count
         if datamodule is None:
             reason: str | None = "the training data came as a dataloader, not as a datamodule"
@@ -354,21 +341,11 @@ class DiffusionTraining(LightningModule):
         return int(self.trainer.fit_loop.total_batch_idx) + 1
 
     def images_in_step(self, own: int) -> int:
-        """Return the number of images in this step's global batch.
-
-        Args:
-            own: Number of this process's.
-        """
+        """Return the number of images in this step's global batch; ``own`` are this process's."""
         return own if self._loader is None else self._loader.images_at(self.trainer.fit_loop.total_batch_idx)
 
     def shown(self, name: str, batches: Iterable[Any], images: int | None) -> Iterator[Any]:
-        """Yield batches under a progress bar, shown by the first process for its own shard.
-
-        Args:
-            name: What is going on.
-            batches: Batches of images or features.
-            images: Number of images in them.
-        """
+        """Yield batches under a progress bar, shown by the first process for its own images."""
         visible = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
         for batch in phase(of_processes(name, self.processes.count), batches, images, visible, images_in):
             self.stop_if_told()
@@ -396,23 +373,12 @@ class DiffusionTraining(LightningModule):
         return self._seed * 2**32 + int(self.trainer.fit_loop.total_batch_idx)
 
     def check_loss(self, loss: Tensor) -> None:
-        """Stop a training that diverges.
-
-        Args:
-            loss: Mean over all processes, so that all stop.
-
-        Raises:
-            RuntimeError: If the loss is not finite.
-        """
+        """Stop a training that diverges, in all processes, by their mean loss."""
         if not torch.isfinite(loss):
             raise RuntimeError(self._divergence_message(loss.item()))
 
     def stop_if_told(self) -> None:
-        """Stop after a SIGTERM; Lightning only checks for it after each training step.
-
-        Raises:
-            SIGTERMException: If there was one.
-        """
+        """Stop after a SIGTERM; Lightning only checks for it after each training step."""
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
@@ -468,11 +434,7 @@ class DiffusionTraining(LightningModule):
             self._fit_scoring()
 
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Score a batch.
-
-        Raises:
-            RuntimeError: If a score is not a number.
-        """
+        """Score a batch."""
         del args, kwargs
         batch.update(**self.model(batch.image)._asdict())
         finite = batch.pred_score.isfinite() & batch.anomaly_map.flatten(1).isfinite().all(1)
@@ -576,11 +538,7 @@ class DiffusionTraining(LightningModule):
         checkpoint["osdirf_fitted"] = self._fitted_step == self.trainer.global_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adopt the checkpoint's arguments where this model's are at their defaults.
-
-        Raises:
-            ValueError: If an argument was set to another value than the checkpoint's.
-        """
+        """Adopt the checkpoint's arguments where this model's are at their defaults."""
         trainer: Any = self._trainer
         fn = trainer.state.fn if trainer is not None else None
         other_thresholds = self._has_other_thresholds(checkpoint)
@@ -620,11 +578,7 @@ class DiffusionTraining(LightningModule):
         return wanted and any(saved.get(name) != getattr(own, name) for name in names)
 
     def _drop_thresholds(self, checkpoint: dict[str, Any], fn: TrainerFn | None) -> None:
-        """Drop a checkpoint's thresholds, for a training that sets new ones.
-
-        Raises:
-            ValueError: If nothing is trained.
-        """
+        """Drop a checkpoint's thresholds, for a training that sets new ones."""
         own = self.post_processor
         if fn != TrainerFn.FITTING:
             saved = (checkpoint.get(_POST_PROCESSOR_KEY) or {}).get("false_alarm_rate")
@@ -658,12 +612,7 @@ class DiffusionTraining(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Load a checkpoint, see Lightning; as plain data, unless ``weights_only=False`` is asked for.
-
-        Raises:
-            CheckpointError: If it can't be read, or is more than plain data.
-            ValueError: If it is of another model or of an old version.
-        """
+        """Load a checkpoint, see Lightning; as plain data, unless ``weights_only=False`` is asked for."""
         safe = anomalib_safe_globals(extra=cls.checkpoint_safe_globals())  # type: ignore[attr-defined] # AnomalibModule's
         with safe, plain_data_only(checkpoint_path):
             saved = torch.load(checkpoint_path, map_location="cpu", weights_only=kwargs.get("weights_only", True))
@@ -672,11 +621,7 @@ class DiffusionTraining(LightningModule):
 
     @classmethod
     def check_checkpoint(cls, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that this model can't load.
-
-        Raises:
-            ValueError: If it is of another model, or of an incompatible version of this one.
-        """
+        """Refuse a checkpoint that this model can't load."""
         name, own = checkpoint.get(MODEL_KEY), cls.__name__
         if name is None:
             raise ValueError(

@@ -36,11 +36,7 @@ def images_of_splits(datamodule: Any) -> dict[str, list[str]]:  # noqa: ANN401
 
 
 def check_predicted_images(trainer: Any) -> None:  # noqa: ANN401
-    """Refuse more processes than images to predict, on which Lightning fails without a clear error.
-
-    Raises:
-        ValueError: If so.
-    """
+    """Refuse more processes than images to predict, on which Lightning fails without a clear error."""
     loaders = trainer.predict_loop._data_source.instance  # noqa: SLF001 - there is no other way before it fails
     for loader in loaders if isinstance(loaders, list) else [loaders]:
         images = len(loader.dataset) if hasattr(loader, "dataset") else trainer.world_size
@@ -50,11 +46,7 @@ def check_predicted_images(trainer: Any) -> None:  # noqa: ANN401
 
 
 def refuse_sharding(trainer: Any) -> None:  # noqa: ANN401
-    """Refuse strategies that shard weights over processes.
-
-    Raises:
-        ValueError: If the trainer has one.
-    """
+    """Refuse strategies that shard weights over processes."""
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
         msg = f"strategy={type(trainer.strategy).__name__} is not supported; use ddp."
         raise ValueError(msg)  # noqa: TRY004 - whoever wrote the command reads it

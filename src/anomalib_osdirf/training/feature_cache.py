@@ -31,12 +31,9 @@ _DETERMINISTIC_TRANSFORMS = (
 
 @dataclass
 class FeatureBatch:
-    """A training batch of cached features, instead of an ``ImageBatch``.
+    """A training batch of cached features ``(B, C, h, w)``, instead of an ``ImageBatch``.
 
-    Attributes:
-        features: Backbone features, shape ``(B, C, h, w)``.
-        image: Always ``None``; anomalib's pre-processor looks for it.
-        gt_mask: Always ``None``; likewise.
+    anomalib's pre-processor looks for an image and a mask, which are always ``None``.
     """
 
     features: Tensor
@@ -138,14 +135,7 @@ class CachedFeatureLoader(ResumableLoader):
 
 
 def reason_not_to_cache(dataloader: object) -> str | None:
-    """Return why the features of a dataloader's images can't be cached.
-
-    Args:
-        dataloader: The training dataloader of the user's datamodule.
-
-    Returns:
-        The reason, or ``None`` if they can.
-    """
+    """Return why the features of the images of a datamodule's dataloader can't be cached, if they can't."""
     reason = reason_not_to_reorder(dataloader)
     if reason:
         return reason

@@ -222,14 +222,7 @@ class FieldTraining(DiffusionTraining):
         return ordered(dataloader, self.processes, None if self.model.tiler is None else 1)
 
     def _count_tiles(self, not_cached: str | None) -> int:
-        """Count the tiles of a training image, 1 where it is not cut.
-
-        Args:
-            not_cached: Why features can't be cached, or ``None`` if they can.
-
-        Raises:
-            ValueError: If the model can't train on tiles.
-        """
+        """Count the tiles of a training image, 1 where it is not cut; refuse what can't be trained on tiles."""
         if self.model.tiler is None:
             return 1
         size, count = image_size_of(self.pre_processor), self.processes.count
@@ -410,18 +403,7 @@ class FieldTraining(DiffusionTraining):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ANN401
-        """One step of the DDPM objective.
-
-        Args:
-            batch: An image batch or a :class:`FeatureBatch`.
-            batch_idx: Unused.
-
-        Returns:
-            ``loss`` of this process's part of the batch, and ``train_loss`` of the whole batch for callbacks.
-
-        Raises:
-            RuntimeError: If the loss is not finite.
-        """
+        """One step of the DDPM objective on a batch of images or cached features; callbacks see the global loss."""
         del batch_idx
         features = self._features(batch)
         generator = torch.Generator(self.device)
@@ -527,12 +509,7 @@ class FieldTraining(DiffusionTraining):
     def _compare_with_none(self, fitted: Fit, fit: Callable[[], Fit]) -> Fit:
         """Remove the denoiser where the densities alone find clearly more of the painted anomalies.
 
-        Args:
-            fitted: The scorer's fit with the denoiser.
-            fit: Fits the scorer to the fields of the present network.
-
-        Returns:
-            The fit of the model that is kept.
+        ``fit`` fits the scorer to the fields of the present network.
         """
         kept = copy.deepcopy(self.model.state_dict())
         self.model.network.remove_denoiser()
@@ -606,11 +583,7 @@ class FieldTraining(DiffusionTraining):
         checkpoint[_TILER_KEY] = tiles.as_plain(self.model.tiler)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Cut images as in the training, unless a callback says otherwise.
-
-        Raises:
-            ValueError: If a training would continue with other tiles.
-        """
+        """Cut images as in the training, unless a callback says otherwise."""
         own, saved = self.model.tiler, checkpoint.get(_TILER_KEY)
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and tiles.as_plain(own) != saved:
@@ -622,11 +595,7 @@ class FieldTraining(DiffusionTraining):
         self.model.tiler = own or tiles.from_plain(saved)
 
     def check_graph(self) -> None:
-        """See :meth:`ExactExport.check_graph`.
-
-        Raises:
-            ValueError: If images are cut into tiles.
-        """
+        """Refuse models on tiles."""
         if self.model.tiler is not None:
             raise ValueError(
                 "A model on tiles can't be exported to ONNX or OpenVINO; use --export_type torch, or score with the "
@@ -637,15 +606,7 @@ class FieldTraining(DiffusionTraining):
 def warmup_cosine(step: int, warmup: int, total: int, first: float, last: float) -> float:
     """Learning rate at a step as a share of its peak: a linear warm-up, then half a cosine down.
 
-    Args:
-        step: Steps done, from 0.
-        warmup: Steps of the warm-up.
-        total: Steps of the whole training.
-        first: Share at the first step.
-        last: Share at the end.
-
-    Returns:
-        The share.
+    ``first`` is the share at the first step, ``last`` that at the end.
     """
     if step < warmup:
         return first + (1 - first) * step / warmup

@@ -8,14 +8,6 @@ SHARE = 5  # one image in five
 
 
 def held_out(numbers: Tensor, total: int) -> Tensor:
-    """Return which images are held out: every fifth, or one of fewer than five, unless it is the only one.
-
-    Args:
-        numbers: Numbers of images, any shape.
-        total: Number of all images.
-
-    Returns:
-        Shape of ``numbers``, bool.
-    """
+    """Return which of ``total`` images are held out: every fifth, or one of fewer, unless it is the only one."""
     every = max(2, min(SHARE, total))
     return numbers % every == every - 1

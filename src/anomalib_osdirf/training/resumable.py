@@ -82,15 +82,7 @@ class ResumableLoader(ABC):
 
 
 class ResumableImageLoader(ResumableLoader):
-    """A dataloader's batches in resumable order.
-
-    Args:
-        dataloader: The user's dataloader.
-        seed: Seed of the order.
-        position: Returns the number of batches seen so far.
-        processes: Distributed context.
-        hold_out: See :class:`ResumableLoader`.
-    """
+    """A dataloader's batches in resumable order."""
 
     def __init__(
         self,
@@ -110,13 +102,9 @@ class ResumableImageLoader(ResumableLoader):
 
 
 class SharedLoader(DataLoader):
-    """One process's shard of a dataloader's images, without repeats.
+    """One process's shard of the images of a dataloader that goes through its data set in order, without repeats.
 
     Lightning's own sampler repeats images to make shards equally long, and metrics would count them twice.
-
-    Args:
-        dataloader: The user's dataloader, which goes through its data set in order.
-        processes: Distributed context.
     """
 
     def __init__(self, dataloader: DataLoader, processes: Processes) -> None:
@@ -130,15 +118,7 @@ class SharedLoader(DataLoader):
 
 
 def share_out(dataloader: Any, processes: Processes) -> Any:  # noqa: ANN401
-    """Return one process's shard of the validation or test images.
-
-    Args:
-        dataloader: The user's dataloader.
-        processes: Distributed context.
-
-    Returns:
-        The shard, or the dataloader itself if it can't be sharded here; Lightning then does it.
-    """
+    """Return one process's shard of validation or test images, or all where Lightning has to share them out."""
     plain = isinstance(dataloader, DataLoader) and type(dataloader.sampler) is SequentialSampler
     if processes.count == 1 or not plain or dataloader.batch_sampler is None or _length(dataloader) < processes.count:
         return dataloader
@@ -149,11 +129,6 @@ class SharedDataModule:
     """The user's datamodule, sharded over processes, with an optional replacement of the training dataloader.
 
     The datamodule itself stays untouched.
-
-    Args:
-        datamodule: The user's datamodule.
-        processes: Distributed context.
-        loader: Replaces its training dataloader.
     """
 
     def __init__(
@@ -181,14 +156,7 @@ class SharedDataModule:
 
 
 def reason_not_to_reorder(dataloader: object) -> str | None:
-    """Return why a dataloader's batches can't be reordered.
-
-    Args:
-        dataloader: The training dataloader of the user's datamodule.
-
-    Returns:
-        The reason, or ``None`` if they can.
-    """
+    """Return why the batches of a datamodule's training dataloader can't be reordered, if they can't."""
     if not isinstance(dataloader, DataLoader) or not hasattr(dataloader.dataset, "__len__"):
         return "the datamodule's dataloader is not over a data set of known length"
     if type(dataloader.sampler) not in {RandomSampler, SequentialSampler} or dataloader.batch_size is None:
@@ -197,13 +165,7 @@ def reason_not_to_reorder(dataloader: object) -> str | None:
 
 
 def ordered(dataloader: DataLoader, processes: Processes = ALONE, batch_size: int | None = None) -> DataLoader:
-    """Return a dataloader over one process's shard of the same data, in order, each image once.
-
-    Args:
-        dataloader: The user's dataloader.
-        processes: Distributed context.
-        batch_size: Images in a batch; as many as in the user's where it is ``None``.
-    """
+    """Return a dataloader over one process's shard of the same data, in order, each image once."""
     batch_size = batch_size or dataloader.batch_size
     assert batch_size is not None
     numbers = processes.numbers(_length(dataloader))

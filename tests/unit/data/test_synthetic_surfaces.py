@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from anomalib_osdirf.data import SyntheticSurfaces, synthetic_surfaces
 from anomalib_osdirf.data.surface_drawing import SURFACES, Canvas, LooseParts, draw_surface
 
-KINDS = [(category, defect) for category, surface in SURFACES.items() for defect in surface.defects()]
+KINDS = [(category, defect) for category, surface in SURFACES.items() for defect in surface.defects]
 SMALL: dict[str, Any] = {"num_train": 3, "num_test_good": 2, "num_test_per_defect": 2, "image_size": 64}
 
 
@@ -35,7 +35,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("category", SURFACES)
 def test_every_surface_has_at_least_four_kinds_of_defect(category: str) -> None:
-    assert len(SURFACES[category].defects()) >= 4
+    assert len(SURFACES[category].defects) >= 4
 
 
 @pytest.mark.parametrize(("category", "defect"), KINDS)
@@ -55,7 +55,7 @@ def test_a_defect_changes_the_picture_inside_its_mask_and_nowhere_else(category:
 
 @pytest.mark.parametrize("category", SURFACES)
 def test_the_seed_decides_the_picture(category: str) -> None:
-    defect = next(iter(SURFACES[category].defects()))
+    defect = next(iter(SURFACES[category].defects))
     first, again, other = (draw_surface(category, defect, 64, (seed, 7)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
@@ -88,7 +88,7 @@ def test_files_lie_as_in_mvtec(tmp_path: Path) -> None:
     expected = {"weave/synthetic_surfaces.json"}
     expected |= {f"weave/train/good/{number:03d}.png" for number in range(3)}
     expected |= {f"weave/test/good/{number:03d}.png" for number in range(2)}
-    for defect in SURFACES["weave"].defects():
+    for defect in SURFACES["weave"].defects:
         expected |= {f"weave/test/{defect}/{number:03d}.png" for number in range(2)}
         expected |= {f"weave/ground_truth/{defect}/{number:03d}_mask.png" for number in range(2)}
     assert names == expected
@@ -227,7 +227,7 @@ def test_no_threshold_on_pixel_values_finds_the_defects(category: str) -> None:
     size, good = 128, 25
     train = np.stack([draw_surface(category, None, size, (0, 1, number))[0] for number in range(20)])
     tests = [draw_surface(category, None, size, (0, 2, number)) for number in range(good)]
-    for defect in SURFACES[category].defects():
+    for defect in SURFACES[category].defects:
         tests += [draw_surface(category, defect, size, (0, 3, number)) for number in range(7)]
     values = np.stack([picture for picture, _ in tests]).astype(np.float32).mean(axis=3)
     masks = np.stack([mask for _, mask in tests]) > 0

@@ -193,18 +193,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ANN401
-        """Paint anomalies onto half of a batch, and compute the loss of both networks.
-
-        Args:
-            batch: An image batch.
-            batch_idx: Unused.
-
-        Returns:
-            ``loss`` of this process's part of the batch, and ``train_loss`` of the whole batch for callbacks.
-
-        Raises:
-            RuntimeError: If the loss is not finite.
-        """
+        """Paint anomalies onto half of a batch, and compute both networks' loss; callbacks see the global one."""
         del batch_idx
         seed = self._own_seed(self.step_seed())
         images, masks = self._anomalies(batch.image, batch.image_path, seed)

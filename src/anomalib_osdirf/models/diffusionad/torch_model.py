@@ -30,12 +30,9 @@ _SMALLEST_SIZE = 64
 
 
 class Reconstruction(NamedTuple):
-    """What the reconstruction network makes of a batch of images.
+    """What the reconstruction network makes of a batch of images, all of shape ``(B, 3, H, W)``.
 
-    Attributes:
-        image: Norm-guided estimate of the normal images, shape ``(B, 3, H, W)``, in [-1, 1].
-        predicted_noise_n: Predicted noise at the small scale, shape ``(B, 3, H, W)``.
-        predicted_noise_b: Predicted noise at the big scale, shape ``(B, 3, H, W)``.
+    It is the norm-guided estimate of the normal images, in [-1, 1], and the predicted noise at both scales.
     """
 
     image: Tensor
@@ -320,20 +317,12 @@ class DiffusionADModel(nn.Module):
         return DeployedDiffusionAD(self)
 
     def check_fitted(self) -> None:
-        """Raise an error if the model was never trained.
-
-        Raises:
-            RuntimeError: If so.
-        """
+        """Raise an error if the model was never trained."""
         if self.num_steps == 0:
             raise RuntimeError(NEVER_FITTED)
 
     def check_size(self, images: Tensor) -> None:
-        """Raise an error if the networks can't take images of this size.
-
-        Raises:
-            ValueError: If so.
-        """
+        """Raise an error if the networks can't take images of this size."""
         height, width = images.shape[-2:]
         if min(height, width) < _SMALLEST_SIZE or height % self.size_step or width % self.size_step:
             fitting = [max(_SMALLEST_SIZE, -(-side // self.size_step) * self.size_step) for side in (height, width)]
@@ -343,12 +332,7 @@ class DiffusionADModel(nn.Module):
             )
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Score images, see :meth:`DeployedDiffusionAD.forward`.
-
-        Raises:
-            RuntimeError: If the model was never trained.
-            ValueError: If the images' size does not fit the networks.
-        """
+        """Score images, see :meth:`DeployedDiffusionAD.forward`."""
         self.check_fitted()
         self.check_size(images)
         batch: InferenceBatch = self.freeze()(images)
@@ -356,11 +340,7 @@ class DiffusionADModel(nn.Module):
 
 
 class DeployedDiffusionAD(nn.Module):
-    """The part of a trained :class:`DiffusionADModel` that scores images, and that is exported.
-
-    Args:
-        model: The trained model, whose networks and noise are shared.
-    """
+    """The part of a trained model that scores images, and is exported; networks and noise are shared."""
 
     noise: Tensor
     abars: Tensor

@@ -34,14 +34,5 @@ class OSDIRFModel(FieldModel):
 
 
 def one_step_field(denoisers: Sequence[Callable[[Tensor], Tensor]], z: Tensor, abars: Sequence[float]) -> Tensor:
-    """Inverse residual field at the one timestep given, see :func:`~anomalib_osdirf.diffusion.inverse_residual_field`.
-
-    Args:
-        denoisers: The denoiser at that timestep.
-        z: Features, shape ``(B, D, h, w)``.
-        abars: abar of that timestep.
-
-    Returns:
-        The field, shape of ``z``.
-    """
+    """Inverse residual field ``(B, D, h, w)`` of features z at the one timestep given."""
     return inverse_residual_field(denoisers[0], z, abars[0])
