@@ -21,6 +21,7 @@ from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.models.field_network import FieldNetwork
 from anomalib_osdirf.telemetry import send_nothing
+from anomalib_osdirf.training.diffusion_training import ResumeCheckpoint
 from anomalib_osdirf.training.field_training import FieldTraining
 from exactness import unclip
 from image_files import write_video
@@ -142,6 +143,26 @@ class Losses(Callback):
 
     def on_train_batch_end(self, trainer: Any, *_: object) -> None:
         self.losses.append(float(trainer.callback_metrics["train_loss"]))
+
+
+class StopAt(Callback):
+    """Breaks off a training at a step, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def interrupted(run: Engine, model: Any, datamodule: Folder) -> str:
+    """Train until the power cut of :class:`StopAt`, and return the checkpoint to resume from."""
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.fit(model, datamodule=datamodule)
+    return next(
+        callback.best_model_path for callback in run.trainer.callbacks if isinstance(callback, ResumeCheckpoint)
+    )
 
 
 class Trained:

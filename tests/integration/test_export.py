@@ -372,7 +372,7 @@ def _refused(match: str, error: type[Exception], trained: Any, root: Path, *argu
 
 class TestBadInput:
     def test_unknown_compression(self, trained: Any, tmp_path: Path) -> None:
-        _refused("compression_type='int4' is unknown; use one of FP16", ValueError, trained, tmp_path, "int4")
+        _refused("compression_type='int4'", ValueError, trained, tmp_path, "int4")
 
     @pytest.mark.parametrize("compression", ["INT8_PTQ", "INT8_ACQ"])
     def test_no_datamodule(self, trained: Any, tmp_path: Path, compression: str) -> None:
@@ -391,15 +391,13 @@ class TestBadInput:
 
     def test_max_drop(self, trained: Any, tmp_path: Path, parts: Path) -> None:
         datamodule = small_folder(parts)
-        _refused(
-            "max_drop=3 is out of range", ValueError, trained, tmp_path, "INT8_ACQ", datamodule=datamodule, max_drop=3
-        )
+        _refused("max_drop=3", ValueError, trained, tmp_path, "INT8_ACQ", datamodule=datamodule, max_drop=3)
 
     @pytest.mark.parametrize(
         ("option", "match"),
         [
-            ({"inference_precision": "f8"}, "inference_precision='f8' is unknown; use f32"),
-            ({"post_processor": "no"}, "post_processor='no' is neither true nor false"),
+            ({"inference_precision": "f8"}, "inference_precision='f8'"),
+            ({"post_processor": "no"}, "post_processor='no'"),
         ],
     )
     def test_options(self, trained: Any, tmp_path: Path, option: dict[str, str], match: str) -> None:

@@ -235,16 +235,13 @@ def test_models_without_a_density_have_thresholds_from_validation_images(
         str(session.best_model_path), post_processor=FalseAlarmPostProcessor(RATE)
     )
     assert torch.equal(restored.post_processor.image_scale.knots, post_processor.image_scale.knots)
-    metrics = session.test(model, datamodule=small_folder(parts))[0]
-    assert 0 <= metrics["image_AUROC"] <= 1
 
 
 def test_one_rate_for_many_categories(parts: Path, engine: Callable[..., Engine]) -> None:
     data = MultiCategory({name: small_folder(parts) for name in ("one",)})
     model = OSDIRF(**TINY, false_alarm_rate=RATE, pre_processor=pre_processor())
-    metrics = engine().train(model, datamodule=data)[0]
+    engine().fit(model, datamodule=data)
     assert model.post_processor.calibration["image"]["images"] == 4
-    assert 0 <= metrics["mean/image_AUROC"] <= 1
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_the_shipped_file_is_valid(tmp_path: Path) -> None:
         ("reports", {}, "the unknown key 'reports'"),
         ("benchmark/models", [], "benchmark has the unknown key 'models'"),
         ("benchmark/data", None, "benchmark has no data"),
-        ("benchmark/seed", "one", "seed='one' is not a whole number"),
+        ("benchmark/seed", "one", "seed='one'"),
         ("report/round", 3, "report has the unknown key 'round'"),
         ("report/rounds", -1, "rounds=-1"),
         ("accelerator", ["cpu", "cuda"], "is not one device"),
@@ -134,12 +134,12 @@ def test_the_shipped_file_is_valid(tmp_path: Path) -> None:
             "'nowhere' for resnet18, which does not",
         ),
         ("benchmark/model/init_args/size", 3, "the unknown key 'size'"),
-        ("benchmark/data/class_path", "Floder", "class_path='Floder' is not a datamodule"),
+        ("benchmark/data/class_path", "Floder", "class_path='Floder'"),
         ("benchmark/data/init_args", {"category": "velvet"}, "velvet"),
         (
             "benchmark/data",
             {"class_path": "Folder", "init_args": {"name": "x", "root": "nowhere", "normal_dir": "good"}},
-            "root='nowhere' does not exist",
+            "root='nowhere'",
         ),
     ],
 )
