@@ -20,14 +20,7 @@ _WRITERS = re.compile("unexpected pos|file write failed|iostream error")
 
 
 def why_unwritable(error: BaseException | None) -> str | None:
-    """Return why a file could not be written.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        The reason in a few words, ``None`` if the error is about something else.
-    """
+    """Return in a few words why a file could not be written, ``None`` if the error is about something else."""
     reason = None
     while error is not None:
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:

@@ -15,7 +15,7 @@ DataModuleClass = TypeVar("DataModuleClass", bound="type[AnomalibDataModule]")
 
 
 def register(model_class: ModelClass) -> ModelClass:
-    """Register a model class under every name by which anomalib looks up models.
+    """Register a model class under every name by which anomalib looks up models; return it, as a decorator does.
 
     anomalib finds a model by its name among the direct subclasses of ``AnomalibModule``, as an attribute of
     ``anomalib.models``, and by a dotted path whose module is in ``anomalib.models.ALLOWED_MODULES``. The first comes
@@ -23,12 +23,6 @@ def register(model_class: ModelClass) -> ModelClass:
 
     A model's module calls this as its last line. That works whichever of anomalib and this package is imported first,
     because ``anomalib.models`` has then been executed in full.
-
-    Args:
-        model_class (type[AnomalibModule]): The model class, a direct subclass of ``AnomalibModule``.
-
-    Returns:
-        type[AnomalibModule]: The same class, so that this serves as a decorator too.
 
     Raises:
         TypeError: If the class is no direct subclass of ``AnomalibModule``: anomalib would not list it.
@@ -56,14 +50,7 @@ def register(model_class: ModelClass) -> ModelClass:
 
 
 def register_datamodule(datamodule_class: DataModuleClass) -> DataModuleClass:
-    """Make a datamodule class reachable by name in ``anomalib benchmark``, which looks in ``anomalib.data`` only.
-
-    Args:
-        datamodule_class (type[AnomalibDataModule]): The datamodule class.
-
-    Returns:
-        type[AnomalibDataModule]: The same class.
-    """
+    """Make a datamodule class known to ``anomalib benchmark``, which looks in ``anomalib.data`` only."""
     data = import_module("anomalib.data")
     present = getattr(data, datamodule_class.__name__, None)
     if present is not None and not _same_definition(present, datamodule_class):

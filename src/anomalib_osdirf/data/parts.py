@@ -84,17 +84,10 @@ class Parts:
 
 
 def find_parts(folder: Path, exclude: Path | None = None) -> Parts:
-    """Find parts in a folder.
+    """Find parts in a folder, not looking into one to exclude, such as that of the results.
 
     Good parts are in ``good`` or, as in MVTec AD, ``train/good``; defective ones in the folders beside it or in
     ``test/<kind>``. Masks are in ``ground_truth``, ``mask`` or ``masks``, in a folder for each kind or in one for all.
-
-    Args:
-        folder: The folder.
-        exclude: A folder to skip, such as that of the results.
-
-    Returns:
-        What was found.
 
     Raises:
         PartsError: If there is nothing to train on, or masks don't fit to images.

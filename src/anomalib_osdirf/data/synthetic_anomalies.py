@@ -161,15 +161,7 @@ class SyntheticAnomalies:
 
 
 def shuffle_patches(image: Tensor, per_side: int) -> Tensor:
-    """Cut an image into a grid of patches and put them together in random order.
-
-    Args:
-        image: Shape ``(C, H, W)``; where the grid does not divide a side, the last rows or columns stay in place.
-        per_side: Patches per side of the grid.
-
-    Returns:
-        Shape ``(C, H, W)``.
-    """
+    """Put patches of an image ``(C, H, W)``, ``per_side`` squared, together in random order; odd rows stay."""
     channels, height, width = (
         size // divisor for size, divisor in zip(image.shape, (1, per_side, per_side), strict=True)
     )
@@ -184,11 +176,7 @@ def shuffle_patches(image: Tensor, per_side: int) -> Tensor:
 def automatic_foreground(image: Tensor) -> Tensor:
     """Find the object on a plain background: what is far from the median colour of the border, by Otsu's threshold.
 
-    Args:
-        image: In [0, 1], shape ``(3, H, W)``.
-
-    Returns:
-        1 on the object, 0 on the background, shape ``(1, H, W)``; all 1 where there is no object to be found.
+    Of an image ``(3, H, W)`` in [0, 1] this is 1 on the object, 0 elsewhere, ``(1, H, W)``; all 1 if none is found.
     """
     border = torch.cat((image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]), dim=1)
     distance = (image - border.median(dim=1).values[:, None, None]).norm(dim=0)

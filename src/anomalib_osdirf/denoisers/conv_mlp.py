@@ -24,10 +24,6 @@ class DepthwiseConv2d(nn.Conv2d):
 
     oneDNN computes the weight gradient of a kernel of up to three columns about 40 times faster than that of a wider
     one, so on a CPU this layer adds up convolutions with at most three columns of its kernel each.
-
-    Args:
-        channels: Number of channels.
-        kernel_size: Side of the kernel, odd.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -103,15 +99,7 @@ class ConvMLP(nn.Module):
         return functional.silu(self.time_embedding(timesteps))
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
-        """Predict the noise, or the velocity.
-
-        Args:
-            z: Noised features z_t, shape ``(B, D, h, w)``.
-            timesteps: Shape ``(B,)``.
-
-        Returns:
-            The prediction, shape ``(B, D, h, w)``.
-        """
+        """Predict the noise, or the velocity, in z_t ``(B, D, h, w)`` at timesteps ``(B,)``, same shape."""
         condition = self.condition(timesteps)
         # In this memory format the layer norm's transpositions are views: training takes two thirds of the time.
         hidden = self.input(z.contiguous(memory_format=torch.channels_last))

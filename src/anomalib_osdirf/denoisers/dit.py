@@ -13,12 +13,7 @@ from anomalib_osdirf.denoisers.embedding import TimestepEmbedding, grid_position
 
 
 class DiTBlock(CheckpointedBlock):
-    """Transformer block with adaLN-Zero: attention and perceptron, each shifted, scaled and gated by the timestep.
-
-    Args:
-        width: Size of the tokens.
-        num_heads: Number of attention heads.
-    """
+    """Transformer block with adaLN-Zero: attention and perceptron, shifted, scaled and gated by the timestep."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -65,15 +60,7 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
-        """Predict the noise.
-
-        Args:
-            z: Noised features z_t, shape ``(B, D, h, w)``.
-            timesteps: Shape ``(B,)``.
-
-        Returns:
-            Predicted noise, shape ``(B, D, h, w)``.
-        """
+        """Predict the noise in z_t ``(B, D, h, w)`` at timesteps ``(B,)``, same shape."""
         time = self.time_embedding(timesteps)
         tokens = self.input(z.flatten(2).transpose(1, 2)) + self.position.to(z.dtype)
         for block in self.blocks:

@@ -10,16 +10,7 @@ from torch.nn import functional
 
 
 def sine_cosine(values: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Embed scalars by sines and cosines of geometrically spaced frequencies.
-
-    Args:
-        values: Shape ``(N,)``.
-        dim: Even size of the embedding.
-        max_period: Longest period.
-
-    Returns:
-        Shape ``(N, dim)``, cosines first.
-    """
+    """Embed scalars ``(N,)`` by cosines and sines of geometrically spaced frequencies, shape ``(N, dim)``."""
     half = dim // 2
     frequencies = torch.exp(-log(max_period) * torch.arange(half, device=values.device, dtype=torch.float32) / half)
     angles = values.float()[:, None] * frequencies[None, :]
@@ -27,26 +18,13 @@ def sine_cosine(values: Tensor, dim: int, max_period: float = 10_000.0) -> Tenso
 
 
 def grid_positions(grid_size: int, dim: int) -> Tensor:
-    """Embed the positions of a square grid, half of the dimensions for the row and half for the column.
-
-    Args:
-        grid_size: Side of the grid.
-        dim: Size of the embedding, a multiple of four.
-
-    Returns:
-        Shape ``(grid_size ** 2, dim)``, row-major.
-    """
+    """Embed the positions of a square grid ``(grid_size ** 2, dim)``: half for the row, half for the column."""
     rows, columns = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
     return torch.cat([sine_cosine(rows.flatten(), dim // 2), sine_cosine(columns.flatten(), dim // 2)], dim=-1)
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer perceptron on the sine-cosine embedding of the timestep.
-
-    Args:
-        width: Size of the embedding it returns.
-        frequency_dim: Size of the sine-cosine embedding.
-    """
+    """Two-layer perceptron on the sine-cosine embedding of the timestep."""
 
     def __init__(self, width: int, frequency_dim: int = 256) -> None:
         super().__init__()

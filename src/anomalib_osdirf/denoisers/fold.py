@@ -43,11 +43,7 @@ def _copy(
 ) -> nn.Linear:
     """Copy gate * layer(x * (1 + scale) + shift) into one linear layer; in float64, so that folding rounds once.
 
-    Args:
-        layer: Linear layer or 1 x 1 convolution.
-        gate: Shape ``(out,)``.
-        scale: Shape ``(in,)``.
-        shift: Shape ``(in,)``.
+    Gate is of shape ``(out,)``, scale and shift are ``(in,)``; the layer may be a 1 x 1 convolution.
     """
     bias = cast("Tensor", layer.bias)
     folded_weight, folded_bias = layer.weight.double().flatten(1), bias.double()
@@ -105,11 +101,6 @@ class FoldedAttention(nn.Module):
 
     Three layers instead of one, because OpenVINO's CPU plugin forgets the precision of a split; and without a scale to
     apply, attention converts to the plain products that :mod:`anomalib_osdirf.export.openvino_precision` can mark.
-
-    Args:
-        qkv: Layer to queries, keys and values in turn.
-        output: Last layer.
-        num_heads: Number of heads.
     """
 
     def __init__(self, qkv: nn.Linear, output: nn.Linear, num_heads: int) -> None:
@@ -155,13 +146,6 @@ class FoldedDiT(nn.Module):
 
     The outer layers are convolutions, because OpenVINO's CPU plugin merges a transposition with the linear layer beside
     it and then forgets which precision was asked for.
-
-    Args:
-        first: First layer.
-        position: Added after the first layer, shape ``(P, width)``.
-        blocks: Blocks on tokens.
-        norm: Last layer norm.
-        output: Last layer.
     """
 
     position: Tensor

@@ -55,15 +55,7 @@ class UNet(nn.Module):
         return layer
 
     def forward(self, z: Tensor, timesteps: Tensor | int = 0) -> Tensor:
-        """Predict the noise.
-
-        Args:
-            z: Noised features z_t, shape ``(B, D, h, w)``.
-            timesteps: Shape ``(B,)``; nothing depends on it once a timestep is folded in.
-
-        Returns:
-            Predicted noise, shape ``(B, D, h, w)``.
-        """
+        """Predict the noise in z_t ``(B, D, h, w)`` at timesteps ``(B,)``, which don't matter once one is folded in."""
         noise: Tensor = self.network(z, timesteps).sample
         return noise
 
@@ -72,14 +64,8 @@ class UNet(nn.Module):
 def fold_unet(unet: Any, timestep: int) -> nn.Module:  # noqa: ANN401 - diffusers' UNet2DModel, not imported here
     """Fold a timestep into diffusers' UNet2DModel, and have it attend in elementary steps.
 
-    The timestep adds a constant to the first convolution of each residual block, so to its bias.
-
-    Args:
-        unet: The UNet2DModel.
-        timestep: The timestep it will always be asked at.
-
-    Returns:
-        A UNet2DModel that shares all other weights with the given one; its own argument ``timestep`` does nothing.
+    The timestep adds a constant to the first convolution of each residual block, so to its bias. The result shares all
+    other weights with the given one; its own argument ``timestep`` does nothing.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
@@ -113,16 +99,7 @@ class GridAttention:
     """
 
     def __call__(self, attention: Any, values: Tensor, temb: Tensor | None = None, **_: Any) -> Tensor:  # noqa: ANN401
-        """Attend to all positions.
-
-        Args:
-            attention: The module that holds the weights.
-            values: What it is called with, shape ``(B, C, H, W)``.
-            temb: Unused: the module takes no notice of timesteps.
-
-        Returns:
-            Shape of ``values``.
-        """
+        """Attend to all positions of ``(B, C, H, W)`` with the module's weights, whatever the timestep."""
         del temb
         normed = attention.group_norm(values)
         query, key, value = (

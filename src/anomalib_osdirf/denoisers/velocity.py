@@ -10,17 +10,7 @@ PREDICTION_TYPES = ("v_prediction", "epsilon")
 
 
 def noise_from_velocity(z_t: Tensor, velocity: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-    """Noise eps = sqrt(1 - abar_t) z_t + sqrt(abar_t) v of the velocity v = sqrt(abar_t) eps - sqrt(1 - abar_t) z.
-
-    Args:
-        z_t: Noised features, shape ``(B, D, h, w)``.
-        velocity: The velocity v, shape of ``z_t``.
-        signal: sqrt(abar_t), broadcastable to ``z_t``.
-        noise: sqrt(1 - abar_t), broadcastable to ``z_t``.
-
-    Returns:
-        The noise, shape of ``z_t``.
-    """
+    """Noise eps = sqrt(1 - abar) z_t + sqrt(abar) v of the velocity v = sqrt(abar) eps - sqrt(1 - abar) z."""
     return noise * z_t + signal * velocity
 
 
@@ -45,27 +35,13 @@ class VelocityDenoiser(nn.Module):
         self.register_buffer("noise", (1 - abar).sqrt().float(), persistent=False)
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
-        """Predict the noise.
-
-        Args:
-            z: Noised features z_t, shape ``(B, D, h, w)``.
-            timesteps: Shape ``(B,)``.
-
-        Returns:
-            Predicted noise, shape ``(B, D, h, w)``.
-        """
+        """Predict the noise in z_t ``(B, D, h, w)`` at timesteps ``(B,)``, same shape."""
         signal, noise = (factors[timesteps][:, None, None, None] for factors in (self.signal, self.noise))
         return noise_from_velocity(z, self.network(z, timesteps), signal, noise)
 
 
 class FoldedVelocityDenoiser(nn.Module):
-    """A :class:`VelocityDenoiser` at one timestep.
-
-    Args:
-        network: Predicts the velocity at that timestep, called as ``network(z)``.
-        signal: sqrt(abar) of that timestep, shape ``()``.
-        noise: sqrt(1 - abar) of that timestep, shape ``()``.
-    """
+    """A :class:`VelocityDenoiser` at one timestep, with its sqrt(abar) and sqrt(1 - abar), of shape ``()``."""
 
     signal: Tensor
     noise: Tensor

@@ -53,15 +53,7 @@ class NoiseSchedule(nn.Module):
 
 
 def check_timestep(name: str, timestep: int) -> None:
-    """Raise an error if a timestep is not one of the noise schedule.
-
-    Args:
-        name: The argument's name, for the message.
-        timestep: The timestep.
-
-    Raises:
-        ValueError: If so.
-    """
+    """Raise an error if an argument is not a timestep of the noise schedule."""
     if not isinstance(timestep, int):
         msg = f"{name}={timestep!r} is not a whole number; use 0 to {NUM_TRAIN_TIMESTEPS - 1}."
         raise ValueError(msg)  # noqa: TRY004 - a wrong value, for who writes a configuration

@@ -66,14 +66,7 @@ class ExactResize(nn.Module):
 
 
 def exact_export_transform(transform: v2.Transform | None) -> nn.Module | None:
-    """Make the exportable version of a pre-processor's transform, with its antialiased resizes kept exact.
-
-    Args:
-        transform: The transform of anomalib's pre-processor.
-
-    Returns:
-        A module from images ``(B, 3, H, W)`` to the same that ``transform`` gives, or ``None`` for none.
-    """
+    """Make the exportable version of a pre-processor's transform, with its antialiased resizes kept exact."""
     if transform is None:
         return None
     parts = list(transform.transforms) if isinstance(transform, v2.Compose) else [transform]

@@ -94,14 +94,9 @@ class FieldNetwork(nn.Module):
         return self.fields_of(self.extract_features(images))
 
     def fields_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return field and fine features.
+        """Return field and fine features of what :meth:`extract_features` returned.
 
-        Args:
-            features: What :meth:`extract_features` returned.
-
-        Returns:
-            The field, shape ``(B, D, h, w)``, in noise standard deviations, and the fine features after PCA, shape
-            ``(B, D, 2 h, 2 w)``.
+        The field ``(B, D, h, w)`` is in noise standard deviations; fine features are ``(B, D, 2 h, 2 w)``, after PCA.
         """
         fine = self.fine_features(features)
         denoisers = [partial(self._predicted_noise, timestep) for timestep in self.timesteps]

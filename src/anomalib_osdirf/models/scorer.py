@@ -139,16 +139,7 @@ class Scorer(nn.Module):
     # ------------------------------------------------------------------ use
 
     def forward(self, field: Tensor, fine: Tensor, size: Sequence[int]) -> InferenceBatch:
-        """Score images.
-
-        Args:
-            field: Fields, shape ``(B, D, h, w)``.
-            fine: Fine features, shape ``(B, D, 2 h, 2 w)``.
-            size: Height and width of the maps.
-
-        Returns:
-            ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
-        """
+        """Score fields ``(B, D, h, w)`` and fine features ``(B, D, 2 h, 2 w)``; maps are of a size ``(H, W)``."""
         assert self.density is not None
         field, fine = field.float(), fine.float()
         cluster = self.clusters(fine)
@@ -196,12 +187,7 @@ class Scorer(nn.Module):
     def refit(self, images: Images, size: Sequence[int] = (1, 1)) -> Tensor:
         """Refit on the fields of a changed network, with the same clusters, structure and components.
 
-        Args:
-            images: See :meth:`fit`.
-            size: See :meth:`fit`.
-
-        Returns:
-            See :attr:`Fit.held_out`.
+        It takes and returns what :meth:`fit` does, of which only :attr:`Fit.held_out`.
         """
         assert self.structure is not None
         trial = self._trial(self.structure, images, ALONE, labels=(self.density, self.fine_density))
@@ -345,14 +331,9 @@ def _best(trials: Sequence[_Trial], found: Sequence[Tensor], level: int) -> int:
 
 
 def significant_gain(one: Tensor, other: Tensor) -> float:
-    """Return how much more of the painted anomalies one model finds than another.
+    """Return how much more of the painted anomalies one model finds than another, by shares ``(N,)`` of each image.
 
-    Args:
-        one: Share that it finds of each image, shape ``(N,)``.
-        other: The same of the other model.
-
-    Returns:
-        Mean difference, or 0 where it is within two standard errors.
+    Within two standard errors it is 0.
     """
     difference = one - other
     gain, error = float(difference.mean()), float(difference.std(correction=1)) / sqrt(len(difference))

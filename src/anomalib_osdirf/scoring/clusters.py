@@ -52,12 +52,7 @@ class ImageClusters(FittedBuffers):
         return int(self.cluster_of_centre.max()) + 1
 
     def fit(self, features: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
-        """Find the clusters.
-
-        Args:
-            features: Returns the fine features of all training images in batches ``(B, D, 2 h, 2 w)``, at every call.
-            processes: Distributed context.
-        """
+        """Find the clusters by fine features ``(B, D, 2 h, 2 w)`` of all training images, in batches at every call."""
         described, scale = _described(features(), processes)
         centres = processes.first(_k_means(described, min(_MOST_CLUSTERS, len(described))))
         every = torch.arange(len(centres), device=centres.device)
@@ -180,11 +175,7 @@ def joined_where_likelier(halves: Sequence[Halves], centres: Tensor) -> Tensor:
 
 
 def cross_validated_nll(halves: Halves) -> float:
-    """Sum the negative log densities, in nats, of each half of the images under Gaussians fitted on the other.
-
-    Args:
-        halves: Moments of both, ``mean`` of shape ``(P, D)``; the sum is infinite where one is empty.
-    """
+    """Sum the negative log densities, in nats, of each half under the other's Gaussians; infinite if one is empty."""
     if not all(half.count for half in halves):
         return inf
     total = 0.0
@@ -198,16 +189,9 @@ def cross_validated_nll(halves: Halves) -> float:
 
 
 def patch_centres(fields: Iterable[Tensor], images: int, most: int, processes: Processes = ALONE) -> Tensor:
-    """Find centres of patches by k-means, for the components of a mixture.
+    """Find at most ``most`` centres ``(K, D)`` of patches by k-means, for the components of a mixture.
 
-    Args:
-        fields: This process's fields in batches, shape ``(B, D, h, w)``.
-        images: Number of images of all processes.
-        most: Largest number of centres; there are no more than images.
-        processes: Distributed context.
-
-    Returns:
-        Shape ``(K, D)``.
+    ``fields`` are this process's, in batches ``(B, D, h, w)``; ``images`` is their number in all processes.
     """
     rows: Tensor | None = None
     seen, spacing = 0, 1

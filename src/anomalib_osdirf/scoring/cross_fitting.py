@@ -67,10 +67,10 @@ def standard(folds: int) -> CrossFitted:
 def fit_positions(
     samples: Iterable[Sample], clusters: int, folds: int, blocks: bool = False, processes: Processes = ALONE
 ) -> CrossFitted:
-    """Fit Gaussians per position and cluster.
+    """Fit Gaussians per position and cluster on this process's images.
 
     Args:
-        samples: This process's images in batches.
+        samples: The images in batches.
         clusters: Number of clusters C; 1 fits one for all images, whatever their cluster.
         folds: Number of folds F.
         blocks: Whether neighbouring positions share covariances.

@@ -35,15 +35,7 @@ def oas_shrinkage(covariance: Tensor, num_samples: int) -> Tensor:
 
 
 def shrunk_covariance(moments: StreamingMoments, floor: float) -> Tensor:
-    """Covariances shrunk towards a multiple of the identity by the oracle approximating estimator.
-
-    Args:
-        moments: Moments of each group of samples, ``mean`` of shape ``(..., D)``.
-        floor: Variance added to the diagonal.
-
-    Returns:
-        Shape ``(..., D, D)``, float64.
-    """
+    """Covariances ``(..., D, D)`` shrunk by the oracle approximating estimator, ``floor`` on the diagonal."""
     covariance = moments.covariance()
     intensity = oas_shrinkage(covariance, moments.count)[..., None, None]
     variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
@@ -52,10 +44,7 @@ def shrunk_covariance(moments: StreamingMoments, floor: float) -> Tensor:
 
 
 def precision_factors(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Factorise the precision of Gaussians.
-
-    Args:
-        covariance: Shape ``(..., D, D)``.
+    """Factorise the precision of Gaussians of covariances ``(..., D, D)``.
 
     Returns:
         The inverse W of the covariance's Cholesky factor, shape ``(..., D, D)``: the squared Mahalanobis distance of x
@@ -97,15 +86,7 @@ class StandardGaussian(nn.Module):
     """The standard normal N(0, I) (OSD-IRF's own density): half the squared length, up to a constant."""
 
     def forward(self, x: Tensor, cluster: Tensor | None = None) -> Tensor:
-        """Negative log density in nats.
-
-        Args:
-            x: Shape ``(B, D, h, w)``.
-            cluster: Unused.
-
-        Returns:
-            Shape ``(B, h, w)``.
-        """
+        """Negative log density ``(B, h, w)``, in nats, of fields ``(B, D, h, w)``."""
         del cluster
         return 0.5 * x.square().sum(dim=1) + 0.5 * x.shape[1] * log(2 * pi)
 
@@ -132,14 +113,7 @@ class PositionGaussians(FittedBuffers):
         self.register_buffer("constant", torch.zeros(0, 0))  # (K, G)
 
     def fit_moments(self, clusters: Sequence[StreamingMoments]) -> "PositionGaussians":
-        """Fit.
-
-        Args:
-            clusters: Moments of the samples of each cluster at each position, ``mean`` of shape ``(P, D)``.
-
-        Returns:
-            This density.
-        """
+        """Fit, given moments of each cluster at each position, ``mean`` of shape ``(P, D)``."""
         floor = variance_floor(clusters)
         shared = [self._shared(moments) for moments in clusters]
         factors = [precision_factors(shrunk_covariance(moments, floor)) for moments in shared]
@@ -151,15 +125,7 @@ class PositionGaussians(FittedBuffers):
         return self
 
     def forward(self, x: Tensor, cluster: Tensor | None = None) -> Tensor:
-        """Negative log density in nats.
-
-        Args:
-            x: Shape ``(B, D, h, w)``.
-            cluster: The cluster of each image, shape ``(B,)``; needed where there are several.
-
-        Returns:
-            Shape ``(B, h, w)``.
-        """
+        """Negative log density ``(B, h, w)``, in nats, of fields ``(B, D, h, w)`` of images of clusters ``(B,)``."""
         if len(self.mean) == 1:
             return self._of_cluster(x, 0)
         assert cluster is not None
@@ -241,15 +207,7 @@ class PatchMixture(FittedBuffers):
         self.register_buffer("constant", torch.zeros(0, 1))  # (K, 1)
 
     def fit_moments(self, components: Sequence[StreamingMoments]) -> "PatchMixture":
-        """Fit.
-
-        Args:
-            components: Moments of the samples of each component, ``mean`` of shape ``(D,)``. One without samples gets
-                no weight.
-
-        Returns:
-            This density.
-        """
+        """Fit, given moments of each component, ``mean`` of shape ``(D,)``; one without samples has no weight."""
         floor = variance_floor(components)
         total = sum(moments.count for moments in components)
         weights, biases, constants = [], [], []
@@ -269,15 +227,7 @@ class PatchMixture(FittedBuffers):
         return self
 
     def forward(self, x: Tensor, cluster: Tensor | None = None) -> Tensor:
-        """Negative log density in nats.
-
-        Args:
-            x: Shape ``(B, D, h, w)``.
-            cluster: Unused: components are those of all images.
-
-        Returns:
-            Shape ``(B, h, w)``.
-        """
+        """Negative log density ``(B, h, w)``, in nats, of fields ``(B, D, h, w)``."""
         del cluster
         return self.components(x).amin(dim=1).unflatten(1, x.shape[-2:])
 

@@ -19,13 +19,7 @@ _NO_SPREAD = 1e-6
 
 
 class PositionStatistics:
-    """Mean and variance of held-out values per position and cluster, accumulated image by image.
-
-    Args:
-        clusters: Number of clusters C.
-        size: Rows and columns of the grid.
-        device: Where the values are.
-    """
+    """Mean and variance of held-out values per position and cluster, accumulated image by image."""
 
     def __init__(self, clusters: int, size: Sequence[int], device: torch.device) -> None:
         # Of even and odd images: number, sum, sum of squares.

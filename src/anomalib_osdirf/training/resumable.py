@@ -173,10 +173,7 @@ def ordered(dataloader: DataLoader, processes: Processes = ALONE, batch_size: in
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield items, and prepare the next one while the current one is in use.
-
-    A dataloader without worker processes reads and decodes images in a thread then.
-    """
+    """Yield items and prepare the next one meanwhile: without workers, a dataloader then reads images in a thread."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:
         item = thread.submit(next, iterator, end)

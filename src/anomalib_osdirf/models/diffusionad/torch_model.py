@@ -121,16 +121,9 @@ class NormGuidedReconstruction(nn.Module):
         return Reconstruction(image, predicted_n, predicted_b)
 
     def reconstruct(self, images: Tensor, noise: Tensor, abars: Tensor, unets: Sequence[Any]) -> Tensor:
-        """Reconstruct images at two fixed timesteps, which have been folded into a network each.
+        """Reconstruct images at two fixed timesteps, which have been folded into a UNet each: shape ``(B, 3, H, W)``.
 
-        Args:
-            images: Images in [0, 1], shape ``(B, 3, H, W)``.
-            noise: Noise of the small and the big scale, shape ``(2, 3, H, W)``.
-            abars: abar of both, shape ``(2,)``.
-            unets: The UNet with either timestep folded in, see :func:`~anomalib_osdirf.denoisers.unet.fold_unet`.
-
-        Returns:
-            Norm-guided estimate of the normal images, shape ``(B, 3, H, W)``, in [-1, 1].
+        Noise ``(2, 3, H, W)`` and abar ``(2,)`` are those of the small and the big scale.
         """
         states = [abar.sqrt() * images + (1 - abar).sqrt() * field for abar, field in zip(abars, noise, strict=True)]
         predicted = [
@@ -275,12 +268,8 @@ class DiffusionADModel(nn.Module):
     ) -> None:
         """Recompute the batch-norm statistics of the scoring networks for their final weights.
 
-        Running statistics lag behind changing weights, and averaged weights have none.
-
-        Args:
-            batches: Training images with anomalies painted onto some of them, in [0, 1], shape ``(B, 3, H, W)`` each.
-            generator: Source of timesteps and noise, on the images' device.
-            processes: Distributed context, with equally many batches in each process.
+        Running statistics lag behind changing weights, and averaged weights have none. Batches are training images
+        ``(B, 3, H, W)`` in [0, 1] with anomalies painted onto some of them, equally many in each process.
         """
         networks = self.scoring_networks
         norms = [module for module in networks.modules() if isinstance(module, _BatchNorm)]
@@ -360,14 +349,9 @@ class DeployedDiffusionAD(nn.Module):
         self.train(model.training)
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Score images.
+        """Score images ``(B, 3, H, W)`` in [0, 1].
 
-        Args:
-            images: Images in [0, 1], shape ``(B, 3, H, W)``.
-
-        Returns:
-            ``pred_score`` of shape ``(B,)``, the mean of the map's 50 largest pixels, and ``anomaly_map`` of shape
-            ``(B, 1, H, W)``, both in [0, 1].
+        The score ``(B,)`` is the mean of the 50 largest pixels of the map ``(B, 1, H, W)``, which is in [0, 1].
         """
         height, width = images.shape[-2:]
         # Larger images than the fields repeat them.

@@ -75,16 +75,7 @@ class LatentScorer(nn.Module):
         self.register_buffer("offset", torch.zeros(len(self.names)))
 
     def forward(self, field: Tensor, fine: Tensor, size: Sequence[int]) -> InferenceBatch:
-        """Score images.
-
-        Args:
-            field: Latents z_T, shape ``(B, D, h, w)``.
-            fine: Unused.
-            size: Height and width of the maps.
-
-        Returns:
-            ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
-        """
+        """Score latents z_T ``(B, D, h, w)``, and return maps of a size ``(H, W)``; fine features are not used."""
         del fine
         length = field.float().square().sum(dim=1).sqrt()
         return InferenceBatch(pred_score=self._score(self._terms(length)), anomaly_map=upsampled(length, size))
