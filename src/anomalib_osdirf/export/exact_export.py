@@ -124,14 +124,7 @@ class ExactExport(ExportMixin, ABC):
     ) -> Path:
         """Export to ONNX, see anomalib; opset 18 unless told otherwise.
 
-        Args:
-            export_root: Folder to write to.
-            model_file_name: Name of the file, without its extension.
-            input_size: Height and width that the model is fixed to; ``None`` for any.
-            **kwargs: Options of this class and of ``torch.onnx.export``.
-
-        Returns:
-            Path of the model.
+        Keyword arguments are options of this class and of ``torch.onnx.export``.
         """
         need("onnx", "onnxscript")
         options, kwargs = ExportOptions.split(kwargs)
@@ -163,27 +156,12 @@ class ExactExport(ExportMixin, ABC):
         ov_kwargs: dict[str, Any] | None = None,
         onnx_kwargs: dict[str, Any] | None = None,
     ) -> Path:
-        """Export to OpenVINO, see anomalib.
+        """Export to OpenVINO, see anomalib, whose arguments these are; ``onnx_kwargs`` has this class's options, too.
 
         Replaced in anomalib: the converted model is made to carry its precision, the network is compressed without its
         post-processing, whose thresholds are refitted for a quantised network, which is calibrated on training
         images. anomalib calibrates on validation images, which are the test set for MVTec-like data, and quantises
         resize, density and post-processing along with the network, which ruins the scores.
-
-        Args:
-            export_root: Folder to write to.
-            model_file_name: Name of the files, without their extension.
-            input_size: Height and width that the model is fixed to; ``None`` for any.
-            compression_type: ``FP16``, ``INT8`` (weights only), ``INT8_PTQ``, ``INT8_ACQ``, or ``None`` for float32.
-            datamodule: Data for ``INT8_PTQ`` and ``INT8_ACQ``.
-            metric: anomalib metric for ``INT8_ACQ``, the larger the better; ``None`` takes the image F1 score.
-            task: Ignored, as by anomalib.
-            max_drop: Largest loss of the metric for ``INT8_ACQ``, 0 to 1.
-            ov_kwargs: Options of ``openvino.convert_model``.
-            onnx_kwargs: Options of this class and of ``torch.onnx.export``.
-
-        Returns:
-            Path of the ``.xml`` file.
 
         Raises:
             ValueError: If an argument is unknown or out of range, or data are missing.

@@ -30,6 +30,7 @@ def keep_float32(model: Any, names: Collection[str] | None = None) -> None:  # n
             for all.
     """
     from openvino import Type
+    from openvino import opset13 as ops
 
     quantised = set() if names is None else {node.get_friendly_name() for node in model.get_ops()} - set(names)
     for node in model.get_ordered_ops():
@@ -37,7 +38,7 @@ def keep_float32(model: Any, names: Collection[str] | None = None) -> None:  # n
         if rewrite is None or node.get_friendly_name() in quantised:
             continue
         if node.get_output_element_type(0) == Type.f32:
-            rewrite(node)
+            rewrite(ops, node)
     model.validate_nodes_and_infer_types()
     for node in model.get_ops():
         # OpenVINO up to 2025.4 can't compile models whose integers are marked.
@@ -86,17 +87,13 @@ def _static(output: Any, unknown: int) -> list[int]:  # noqa: ANN401
     return [size.get_length() if size.is_static else unknown for size in output.get_partial_shape()]
 
 
-def _filled(output: Any, value: float) -> Any:  # noqa: ANN401
+def _filled(ops: Any, output: Any, value: float) -> Any:  # noqa: ANN401
     """Constant that broadcasts to an output; with more than one element, because scalars make the plugin replace."""
-    from openvino import opset13 as ops
-
     return ops.constant(np.full(_static(output, unknown=1), value, np.float32))
 
 
-def _subtract(node: Any) -> None:  # noqa: ANN401
-    from openvino import opset13 as ops
-
-    subtrahend, minus_one = node.input_value(1), _filled(node.output(0), -1)
+def _subtract(ops: Any, node: Any) -> None:  # noqa: ANN401
+    subtrahend, minus_one = node.input_value(1), _filled(ops, node.output(0), -1)
     minuend, inner = node.input_value(0), subtrahend.get_node()
     for index in (0, 1):
         # A product or a sum that is multiplied would be merged with this product.
@@ -111,16 +108,12 @@ def _subtract(node: Any) -> None:  # noqa: ANN401
     _replace(node, ops.add(minuend, ops.multiply(subtrahend, minus_one)))
 
 
-def _divide(node: Any) -> None:  # noqa: ANN401
-    from openvino import opset13 as ops
-
-    _replace(node, ops.multiply(node.input_value(0), ops.power(node.input_value(1), _filled(node.output(0), -1))))
+def _divide(ops: Any, node: Any) -> None:  # noqa: ANN401
+    _replace(node, ops.multiply(node.input_value(0), ops.power(node.input_value(1), _filled(ops, node.output(0), -1))))
 
 
-def _add(node: Any) -> None:  # noqa: ANN401
+def _add(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Spell the bias of a matrix product out for each row: a plain one would be merged into the product."""
-    from openvino import opset13 as ops
-
     for index in (0, 1):
         bias, product = _input(node, index), _input(node, 1 - index)
         if _is_constant(bias) and product.get_type_name() == "MatMul":
@@ -130,10 +123,8 @@ def _add(node: Any) -> None:  # noqa: ANN401
                 node.input(index).replace_source_output(ops.constant(spelled_out).output(0))
 
 
-def _matmul(node: Any) -> None:  # noqa: ANN401
+def _matmul(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Bring both factors to the same rank."""
-    from openvino import opset13 as ops
-
     ranks = [node.input_value(index).get_partial_shape().rank.get_length() for index in (0, 1)]
     for index in (0, 1):
         missing = ranks[1 - index] - ranks[index]
@@ -144,21 +135,17 @@ def _matmul(node: Any) -> None:  # noqa: ANN401
                 node.input(index).replace_source_output(reshaped.output(0))
 
 
-def _reshape(node: Any) -> None:  # noqa: ANN401
-    from openvino import opset13 as ops
-
+def _reshape(ops: Any, node: Any) -> None:  # noqa: ANN401
     shape = _static(node.output(0), unknown=-1)
     if shape.count(-1) < 2:
         _replace(node, ops.reshape(node.input_value(0), np.array(shape, np.int64), special_zero=False))
 
 
-def _swish(node: Any) -> None:  # noqa: ANN401
+def _swish(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Write x sigmoid(x) as y + y tanh(y) with y = x / 2, the half taken by the affine map before it.
 
     That is a linear layer, or the last part of a normalisation; behind a convolution the plugin keeps the precision.
     """
-    from openvino import opset13 as ops
-
     add = _input(node, 0)
     if add.get_type_name() != "Add" or len(add.output(0).get_target_inputs()) > 1:
         return
@@ -174,10 +161,8 @@ def _swish(node: Any) -> None:  # noqa: ANN401
         _replace(node, ops.add(add, ops.multiply(add, ops.tanh(add))))
 
 
-def _attention(node: Any) -> None:  # noqa: ANN401
+def _attention(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Take scaled dot-product attention apart."""
-    from openvino import opset13 as ops
-
     if node.get_input_size() < 5 or len(_static(node.output(0), unknown=1)) != 4:
         return
     mask, scale = _input(node, 3), _input(node, 4)
@@ -188,7 +173,7 @@ def _attention(node: Any) -> None:  # noqa: ANN401
     if inner.get_type_name() == "Multiply" and _is_constant(_input(inner, 1)) and _input(inner, 1).data.size == 1:
         query, factor = inner.input_value(0), factor * _input(inner, 1).data.item()  # two products would be merged
     if factor != 1:
-        query = ops.multiply(query, _filled(query, factor)).output(0)
+        query = ops.multiply(query, _filled(ops, query, factor)).output(0)
     key, order = node.input_value(1), np.arange(4)
     if key.get_node().get_type_name() == "Transpose" and _is_constant(_input(key.get_node(), 1)):
         key, order = _input(node, 1).input_value(0), _input(_input(node, 1), 1).data  # one transposition, not two
@@ -198,14 +183,12 @@ def _attention(node: Any) -> None:  # noqa: ANN401
     product = ops.matmul(query, key, transpose_a=False, transpose_b=is_transposed)
     if not _is_constant(mask) or mask.data.any():
         product = ops.add(product, node.input_value(3))
-    weights = _elementary_softmax(product.output(0), axis=3)
+    weights = _elementary_softmax(ops, product.output(0), axis=3)
     _replace(node, ops.matmul(weights, node.input_value(2), transpose_a=False, transpose_b=False))
 
 
-def _multiply(node: Any) -> None:  # noqa: ANN401
+def _multiply(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Take a factor of each column or attention head into the matrix product before it, as the plugin would."""
-    from openvino import opset13 as ops
-
     for index in (0, 1):
         factor, product = _input(node, index), _input(node, 1 - index)
         if not _is_constant(factor) or product.get_type_name() != "MatMul":
@@ -225,10 +208,8 @@ def _multiply(node: Any) -> None:  # noqa: ANN401
             return
 
 
-def _mvn(node: Any) -> None:  # noqa: ANN401
+def _mvn(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Normalise the last of four dimensions as that of three: the plugin takes the other apart."""
-    from openvino import opset13 as ops
-
     shape, axes = _static(node.output(0), unknown=-1), _input(node, 1)
     if len(shape) == 4 and -1 not in shape[1:] and _is_constant(axes) and axes.data.tolist() in ([-1], [3]):
         source = node.input_value(0)
@@ -240,10 +221,8 @@ def _mvn(node: Any) -> None:  # noqa: ANN401
         _replace(node, ops.reshape(normalised, np.array([-1, *shape[1:]]), special_zero=False))
 
 
-def _broadcast(node: Any) -> None:  # noqa: ANN401
+def _broadcast(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Repeat a constant for each image, and drop what repeats nothing: the plugin replaces a broadcast by a product."""
-    from openvino import opset13 as ops
-
     value, shape = _input(node, 0), _static(node.output(0), unknown=-1)
     if _is_constant(value) and shape[0] == -1 and list(value.data.shape) == [1, *shape[1:]]:
         batch = ops.gather(node.input_value(1), np.array([0]), np.array(0))
@@ -254,7 +233,7 @@ def _broadcast(node: Any) -> None:  # noqa: ANN401
             target.replace_source_output(node.input_value(0))
 
 
-def _slice(node: Any) -> None:  # noqa: ANN401
+def _slice(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Gather what one of several slices of a tensor is: the plugin replaces them by a split."""
     source, bounds = node.input_value(0), [_input(node, index) for index in range(1, node.get_input_size())]
     others = [
@@ -265,43 +244,38 @@ def _slice(node: Any) -> None:  # noqa: ANN401
     start, stop, step, axis = (int(bound.data.item()) for bound in bounds)
     size = source.get_partial_shape()[axis]
     if size.is_static:
-        _replace(node, _gathered(source, range(size.get_length())[start:stop:step], axis))
+        _replace(node, _gathered(ops, source, range(size.get_length())[start:stop:step], axis))
 
 
-def _gathered(source: Any, wanted: Sequence[int], axis: int) -> Any:  # noqa: ANN401
-    from openvino import opset13 as ops
-
+def _gathered(ops: Any, source: Any, wanted: Sequence[int], axis: int) -> Any:  # noqa: ANN401
     return ops.gather(source, np.array(wanted), np.array(axis))
 
 
-def _split(node: Any) -> None:  # noqa: ANN401
+def _split(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Gather each part of a split."""
     axis = int(_input(node, 1).data.item())
     size = node.get_output_partial_shape(0)[axis]
     if size.is_static:
         for number, output in enumerate(node.outputs()):
             first = number * size.get_length()
-            part = _gathered(node.input_value(0), range(first, first + size.get_length()), axis)
+            part = _gathered(ops, node.input_value(0), range(first, first + size.get_length()), axis)
             for target in output.get_target_inputs():
                 target.replace_source_output(part.output(0))
 
 
-def _softmax(node: Any) -> None:  # noqa: ANN401
-    _replace(node, _elementary_softmax(node.input_value(0), node.get_attributes()["axis"]))
+def _softmax(ops: Any, node: Any) -> None:  # noqa: ANN401
+    _replace(node, _elementary_softmax(ops, node.input_value(0), node.get_attributes()["axis"]))
 
 
-def _elementary_softmax(values: Any, axis: int) -> Any:  # noqa: ANN401
-    from openvino import opset13 as ops
-
+def _elementary_softmax(ops: Any, values: Any, axis: int) -> Any:  # noqa: ANN401
     axes = np.array([axis], np.int64)
-    minus_one = _filled(values, -1)
+    minus_one = _filled(ops, values, -1)
     exponential = ops.exp(ops.add(values, ops.multiply(ops.reduce_max(values, axes, keep_dims=True), minus_one)))
     return ops.multiply(exponential, ops.power(ops.reduce_sum(exponential, axes, keep_dims=True), minus_one))
 
 
-def _interpolate(node: Any) -> None:  # noqa: ANN401
+def _interpolate(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Use the version of the operation that the CPU plugin knows."""
-    from openvino import opset13 as ops
     from openvino.utils.node_factory import NodeFactory
 
     if node.get_type_info().version_id != "opset11":
@@ -318,8 +292,9 @@ def _interpolate(node: Any) -> None:  # noqa: ANN401
     )
 
 
-def _pad(node: Any) -> None:  # noqa: ANN401
+def _pad(ops: Any, node: Any) -> None:  # noqa: ANN401
     """Use the first version of the operation: the plugin converts later ones to it."""
+    del ops  # whose version it is
     from openvino import opset1
 
     begin, end, *value = (node.input_value(index) for index in range(1, node.get_input_size()))
@@ -328,7 +303,7 @@ def _pad(node: Any) -> None:  # noqa: ANN401
         _replace(node, opset1.pad(node.input_value(0), begin, end, mode, *value))
 
 
-_REWRITES: dict[str, Callable[[Any], None]] = {
+_REWRITES: dict[str, Callable[[Any, Any], None]] = {
     "Add": _add,
     "Broadcast": _broadcast,
     "Divide": _divide,
