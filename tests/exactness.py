@@ -60,7 +60,8 @@ def export(
         if calibrated and file.name != "model.onnx":  # thresholds, which are those of the quantised network
             convert(model, args, file, **options)
             return
-        key = (checkpoint, kind, calibrated, repr(arguments.get("onnx_kwargs")), file.name)
+        asked = repr(arguments.get("onnx_kwargs")) if kind == "onnx" else ""  # an OpenVINO model is finished later
+        key = (checkpoint, kind, calibrated, asked, file.name)
         if key not in _CONVERTED:
             convert(model, args, file, **options)
             _CONVERTED[key] = {part.name: part.read_bytes() for part in file.parent.glob(f"{file.name}*")}

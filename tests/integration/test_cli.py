@@ -113,13 +113,6 @@ def test_commands_on_a_checkpoint_with_no_argument_repeated(
         assert len(list(tmp_path.rglob("*.png"))) == 4
 
 
-def test_export_command(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--model=OSDIRF", "--export_type=onnx", f"--ckpt_path={trained.checkpoint}", "--export_root=out"]
-    assert main(["export", *arguments]) == 0
-    assert "model.onnx" in [path.name for path in (tmp_path / "out").rglob("*")]
-
-
 def test_export_command_without_a_root_writes_into_the_run_folder(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def test_clusters_are_the_categories_and_come_back_with_the_checkpoint(
     assert metrics["chequered/image_AUROC"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("keep_denoiser", "float32_training")
 def test_training_without_a_cache_finds_the_same_clusters(
     both: Callable[[], MultiCategory], engine: MakeEngine

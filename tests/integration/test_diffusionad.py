@@ -163,6 +163,7 @@ def test_loss_that_is_not_finite_stops_training(folder: MakeFolder, engine: Make
 # ---------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_commands(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = [

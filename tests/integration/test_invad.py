@@ -114,6 +114,7 @@ def test_quantised_network_has_thresholds_of_its_own(
     assert [min(scores), max(scores)] == pytest.approx(np.clip(ends, 0, 1).tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_commands(parts: Path, tmp_path: Path) -> None:
     """As a user types them; all in one other process, because start-up is most of it."""
     data = [
