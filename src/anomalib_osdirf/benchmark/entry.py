@@ -31,13 +31,9 @@ from anomalib_osdirf.training.diffusion_training import DiffusionTraining
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the benchmark.
+    """A model of the benchmark: its name in tables, and anomalib's class and its arguments.
 
-    Attributes:
-        name: Name in tables.
-        class_path: anomalib model, by name or by path.
-        init_args: Its arguments.
-        max_epochs: Epochs to train; for models that train by gradient and don't set a duration.
+    ``max_epochs`` is for models that train by gradient and don't set a duration.
     """
 
     name: str

@@ -61,14 +61,7 @@ class Run:
 
 @dataclass
 class Plan:
-    """A whole benchmark.
-
-    Attributes:
-        runs: All runs, data set by data set.
-        output: Folder for everything.
-        rounds: Rounds of the speed measurement; none where it is 0.
-        not_run: Models that can't take part, and why.
-    """
+    """A whole benchmark: all runs, data set by data set, and models that can't take part, with the reason."""
 
     runs: list[Run]
     output: Path

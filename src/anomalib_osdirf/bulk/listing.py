@@ -15,14 +15,11 @@ class ListingError(ValueError):
 
 
 def list_images(wanted: str) -> list[str]:
-    """List images.
+    """List images: absolute paths, each once, a folder's sorted.
 
     Args:
         wanted: A folder, which is searched for images with all folders in it; a text file with the path of an image in
             each line, relative to the working directory; an image; or a pattern that matches any of these.
-
-    Returns:
-        Absolute paths, each once, a folder's sorted.
 
     Raises:
         ListingError: If there are none.

@@ -46,9 +46,7 @@ class Job:
 class Worker:
     """A loaded model that makes rows of image files.
 
-    Args:
-        job: Its settings.
-        witness: File that outlives this process if model or image kills it, on the same machine.
+    ``witness`` is a file that outlives this process if model or image kills it, on the same machine.
 
     Raises:
         ModelError: If the model can't be used here.

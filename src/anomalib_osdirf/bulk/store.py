@@ -49,12 +49,9 @@ class Totals:
 
 
 class Store:
-    """Scores of a run in progress: parts in a folder beside the final file.
+    """Scores of a run in progress: parts, written every so many seconds, in a folder beside the final file.
 
-    Args:
-        output: The file.
-        settings: What all scores in it have in common: digest of the model, folder of the maps.
-        seconds: How often a part is written.
+    ``settings`` are what all scores have in common: digest of the model, folder of the maps.
 
     Raises:
         StoreError: If the existing scores have other settings.

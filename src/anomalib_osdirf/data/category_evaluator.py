@@ -20,10 +20,7 @@ class CategoryEvaluator(Evaluator):
     many categories that can be all scores of one of them. So this callback comes before it, and maps scores and maps
     into (0, 1) by the minimum and maximum of the validation alone, in a way that keeps their order.
 
-    Args:
-        test_metrics: Computed for each category.
-        category_of: Tells the category of an image path; ``None`` takes all images for one category, whose metrics
-            have no prefix and no mean.
+    Without ``category_of`` all images are of one category, whose metrics have no prefix and no mean.
     """
 
     def __init__(self, test_metrics: Sequence[AnomalibMetric], category_of: Callable[[str], str] | None = None) -> None:

@@ -85,15 +85,9 @@ class SyntheticAnomalies:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, image_paths: Sequence[str] | None, seed: int) -> tuple[Tensor, Tensor]:
-        """Paint anomalies onto half of the images, for an odd number of them rounded up or down by chance.
+        """Paint anomalies onto half of the images ``(B, 3, H, W)``, an odd number of them rounded by chance.
 
-        Args:
-            images: Normal images in [0, 1], shape ``(B, 3, H, W)``.
-            image_paths: Their files, of which only foreground masks need the names.
-            seed: Seed of this batch.
-
-        Returns:
-            The images with anomalies, shape ``(B, 3, H, W)``, and their masks, 0 or 1, shape ``(B, 1, H, W)``.
+        Only foreground masks need the images' paths. Masks are 1 on the anomalies, else 0, ``(B, 1, H, W)``.
         """
         painted, masks = images.clone(), torch.zeros_like(images[:, :1])
         with torch.random.fork_rng(devices=[]):

@@ -16,10 +16,6 @@ class EMA(AveragedModel):
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that a short training is not averaged with its random
     start. Averages keep the precision that the weights had at the start, when those are made bfloat16 later.
-
-    Args:
-        model: The network; its copy is the attribute ``module``.
-        decay: Decay approached after the warm-up, in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

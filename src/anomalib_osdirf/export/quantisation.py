@@ -34,13 +34,7 @@ _FORMS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 class CalibrationImages:
     """Training images, every other one with a synthetic anomaly: without those, NNCF clips what anomalies look like.
 
-    Args:
-        datamodule: anomalib datamodule.
-        pre_processor: The model's pre-processor, whose resize the images go through.
-        count: Number of images, spread over the training set; ``None`` takes up to 300.
-
-    Raises:
-        ValueError: If there are fewer training images than asked for.
+    They are spread over the training set and resized by the pre-processor; a ``count`` of ``None`` takes up to 300.
     """
 
     def __init__(self, datamodule: Any, pre_processor: nn.Module | None, count: int | None = None) -> None:  # noqa: ANN401
@@ -80,14 +74,8 @@ def floating_point_scope(model: Any, weights: Tensor | None) -> Any:  # noqa: AN
     """Name what must stay in floating point: all up to the first and behind the last convolution, and the PCA.
 
     Before lies the resize, behind lie densities, map and score. The first convolution costs little and rounding the
-    image a lot; the PCA may blow small directions of the features up, and their rounding errors with them.
-
-    Args:
-        model: The ``openvino.Model``.
-        weights: Weights of the PCA, shape ``(D, C)``, or ``None``.
-
-    Returns:
-        NNCF's ignored scope.
+    image a lot; the PCA, of ``weights`` ``(D, C)``, may blow small directions of the features up, and their rounding
+    errors with them.
     """
     import nncf
 
@@ -222,13 +210,10 @@ def hide_fields(model: Any) -> None:  # noqa: ANN401
 
 
 def replace_constants(model: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:  # noqa: ANN401
-    """Give an ``openvino.Model`` other values of some buffers.
+    """Give an ``openvino.Model`` other values of some buffers, in place.
 
-    Args:
-        model: The model, changed in place.
-        old: Buffers that are in the model, as they are, negative (a subtraction becomes an addition), or with their
-            last two dimensions transposed.
-        new: What shall be there instead, by the same names.
+    The old ones are in it as they are, negative (a subtraction becomes an addition), or with their last two dimensions
+    transposed.
 
     Raises:
         RuntimeError: If a buffer is not found in the model.

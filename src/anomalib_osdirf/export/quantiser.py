@@ -28,16 +28,12 @@ class Quantiser:
     """Quantises a converted network, and refits scorer, thresholds, minima and maxima on its outputs.
 
     Args:
-        model: The torch module that was converted; a frozen ``FieldModel``, or any other. It is left as it
-            is.
+        model: The torch module that was converted, such as a frozen ``FieldModel``; left as it is.
         pre_processor: Its pre-processor, whose resize the images go through.
-        post_processor: anomalib's post-processor, or ``None``. It is left as it is.
+        post_processor: anomalib's post-processor, or ``None``; left as it is.
         datamodule: anomalib datamodule.
         calibration_images: How many training images to calibrate on; ``None`` takes up to 300.
         visible: Whether to show progress.
-
-    Raises:
-        ValueError: If there are fewer training images than asked for.
     """
 
     def __init__(

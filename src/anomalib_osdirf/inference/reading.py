@@ -19,17 +19,10 @@ class ImageError(ValueError):
 
 
 def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
-    """Read a file as anomalib reads it, and 16-bit grey images as what they are.
-
-    Args:
-        path: Image file.
-        max_pixels: Images with more pixels are refused before they are decoded.
-
-    Returns:
-        The image ``(H, W, 3)``, in 0 to 1.
+    """Read a file as anomalib reads it, and 16-bit grey images as what they are: ``(H, W, 3)``, in 0 to 1.
 
     Raises:
-        ImageError: If the file is not an image, is broken or too large.
+        ImageError: If the file is not an image, is broken or, which is seen before it is decoded, too large.
     """
     try:
         with Image.open(regular(path)) as image:

@@ -36,13 +36,7 @@ class FieldModel(nn.Module):
         self.tiler: Tiler | None = None
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Score images, or their tiles: the score of an image is then that of its worst tile.
-
-        Args:
-            images: Pre-processed images, shape ``(B, 3, H, W)``.
-
-        Returns:
-            ``pred_score`` of shape ``(B,)`` and ``anomaly_map`` of shape ``(B, 1, H, W)``.
+        """Score images ``(B, 3, H, W)``, or their tiles: the score of an image is then that of its worst tile.
 
         Raises:
             RuntimeError: If the scorer was never fitted.

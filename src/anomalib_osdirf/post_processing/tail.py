@@ -63,19 +63,12 @@ def images_needed(rate: float) -> int:
 
 
 def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str = "normal images") -> Calibration:
-    """Find the threshold of a false-alarm rate, its uncertainty, and the p-values of all scores.
+    """Find the threshold of a false-alarm rate, its uncertainty, and the p-values of all scores ``(n,)``.
 
-    Args:
-        scores: Scores of normal images, ``(n,)``.
-        rate: Share of normal images above the threshold, in (0, 1).
-        extrapolate: Take the threshold from the fitted tail where the rate is below 1 / (n + 1).
-        images: What they are, for the sentence that refuses them.
-
-    Returns:
-        The calibration.
+    With ``extrapolate``, the threshold comes from the fitted tail where the rate is below 1 / (n + 1).
 
     Raises:
-        UnsupportedRateError: If the scores can't support the rate.
+        UnsupportedRateError: If the scores can't support the rate; ``images`` says what they are.
         ValueError: If the scores are not finite, or all equal.
     """
     ordered = np.sort(np.asarray(scores, np.float64))

@@ -19,14 +19,7 @@ def paint(images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Blend patches of an image into it, shuffled and changed in brightness and colour, under a mask of Perlin noise.
 
     The image keeps a share of 0.2 to 0.8 of itself there, as in DiffusionAD's training. Mask and patches depend on the
-    image's number alone.
-
-    Args:
-        images: Pre-processed images, shape ``(B, 3, H, W)``.
-        numbers: Number of each image, shape ``(B,)``.
-
-    Returns:
-        The painted images, and their masks, 0 or 1, of shape ``(B, 1, H, W)``.
+    image's number ``(B,)`` alone. Images are pre-processed, ``(B, 3, H, W)``; masks are 0 or 1, ``(B, 1, H, W)``.
     """
     painted, masks = [], []
     low, high = _BLEND_FACTOR

@@ -42,15 +42,10 @@ class FeatureBatch:
 
 
 class FeatureCache:
-    """Features by image index, in memory or, above a limit, in a memory-mapped temporary file.
+    """Features ``(C, h, w)`` by image, in memory or, above a limit in bytes, in a memory-mapped temporary file.
 
     The file has no name once it is open (on Windows, it is deleted when the process lets go of it), so nothing stays
     behind however the process ends.
-
-    Args:
-        num_images: Number N of images.
-        shape: Shape (C, h, w) of the features of one image.
-        memory_limit: Bytes above which a file is used.
 
     Raises:
         OSError: If the disk has no room for the file.

@@ -28,7 +28,7 @@ class ResumableLoader(ABC):
     and each process takes its part of it.
 
     Args:
-        num_images: Number of images.
+        num_images: Number of images, or of tiles.
         batch_size: Images per process in a batch; the last batch of an epoch may be smaller.
         seed: Seed of the order.
         position: Returns the number of batches seen so far.

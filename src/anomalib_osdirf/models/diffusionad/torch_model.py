@@ -180,20 +180,7 @@ class BlockMaximum(nn.Module):
 
 
 class DiffusionADModel(nn.Module):
-    """DiffusionAD as a torch module.
-
-    Args:
-        segmentation_channels: Channels of the segmentation network's first level.
-        timestep_n: Timestep of the small noise scale at inference.
-        timestep_b: Timestep of the big noise scale at inference.
-        timestep_boundary: Training draws the small scale below it and the big one from it on.
-        ema_decay: Decay of the networks' exponential moving average, which is what scores; ``None`` or 0 for none.
-        noise_seed: Seed of the two noise fields of inference.
-        **reconstruction: Arguments of :class:`NormGuidedReconstruction`.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
+    """DiffusionAD as a torch module; other arguments are those of :class:`NormGuidedReconstruction`."""
 
     noise: Tensor
     num_steps: Tensor

@@ -22,17 +22,7 @@ _NO_SPREAD = 1e-6
 
 
 class InvADModel(FieldModel):
-    """InvAD (arXiv 2504.05662).
-
-    Args:
-        num_inference_steps: Number of inversion steps, one evaluation of the denoiser each.
-        timestep_spacing: ``paper``, ``released``, or the timesteps themselves.
-        image_score: ``nll``, ``diff`` or ``nll_diff``.
-        **arguments: Arguments of :class:`~anomalib_osdirf.models.field_network.FieldNetwork`.
-
-    Raises:
-        ValueError: If an argument is unknown or out of range.
-    """
+    """InvAD (arXiv 2504.05662); other arguments are :class:`~anomalib_osdirf.models.field_network.FieldNetwork`'s."""
 
     def __init__(
         self,
@@ -52,14 +42,8 @@ class LatentScorer(nn.Module):
     """Map and score of a latent that is N(0, I) for normal images.
 
     The map is the latent's length at each position. The score is the sum of the negative log density of the whole
-    latent and of Diff, the largest minus the smallest length, each in standard deviations of training images. (The
-    released evaluation scales both by their minima and maxima over the test set, anomalies included.)
-
-    Args:
-        image_score: Which of the two: ``nll``, ``diff`` or ``nll_diff``.
-
-    Raises:
-        ValueError: If ``image_score`` is unknown.
+    latent and of Diff, the largest minus the smallest length, each in standard deviations of training images, or one of
+    them. (The released evaluation scales both by their minima and maxima over the test set, anomalies included.)
     """
 
     scale: Tensor

@@ -14,16 +14,7 @@ from anomalib_osdirf.models.scorer import Scorer
 
 
 class OSDIRFModel(FieldModel):
-    """OSD-IRF (arXiv 2604.18393).
-
-    Args:
-        timestep: Timestep at which the field is read, 0 to 999.
-        density: See :class:`~anomalib_osdirf.models.scorer.Scorer`.
-        **arguments: Arguments of :class:`~anomalib_osdirf.models.field_network.FieldNetwork`.
-
-    Raises:
-        ValueError: If an argument is unknown or out of range.
-    """
+    """OSD-IRF (arXiv 2604.18393); other arguments are :class:`~anomalib_osdirf.models.field_network.FieldNetwork`'s."""
 
     def __init__(self, timestep: int, density: str, **arguments: Any) -> None:  # noqa: ANN401
         check_timestep("timestep", timestep)
