@@ -9,13 +9,12 @@ It needs no import hook, so it works where ``.pth`` files are not read (``python
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 from rich.console import Console
 from rich.table import Table
 
-from anomalib_osdirf.arguments import fail, is_anomalibs
+from anomalib_osdirf.arguments import fail, hint, is_anomalibs
 from anomalib_osdirf.terminal import VERBOSE, mistake, verbose, without_noise
 
 PROGRAM = "python -m anomalib_osdirf"
@@ -53,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     known = [*SUBCOMMANDS, *ANOMALIB_SUBCOMMANDS]
     if not command.startswith("-") and command not in known:
-        close = get_close_matches(command, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"`{PROGRAM} --help` lists them."
-        return fail(PROGRAM, f"there is no command {command!r}; {hint}", 2)
+        end = hint(command, known, f"`{PROGRAM} --help` lists them.")
+        return fail(PROGRAM, f"there is no command {command!r}; {end}", 2)
     program = f"{PROGRAM} {command}"
     try:
         if command in SUBCOMMANDS and not (command in ANOMALIB_SUBCOMMANDS and is_anomalibs(arguments[1:])):

@@ -5,7 +5,8 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 
 _ANOMALIBS = re.compile(r"(-c|--config|--print_config|--data|--(model|data|trainer)\.[\w.]+)(=|$)")
 
@@ -20,6 +21,12 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def hint(name: str, known: Collection[str], otherwise: str | None = None) -> str:
+    """Return the end of a sentence about an unknown name: the closest one that is known, or all."""
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise or f"use one of {', '.join(sorted(known))}."
 
 
 def fail(program: str, sentence: str, status: int = 1) -> int:

@@ -4,7 +4,7 @@
 """Make a class of ours one of anomalib's models or datamodules."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from anomalib.data import AnomalibDataModule
@@ -58,6 +58,14 @@ def register_datamodule(datamodule_class: DataModuleClass) -> DataModuleClass:
         raise ValueError(message)
     setattr(data, datamodule_class.__name__, datamodule_class)
     return datamodule_class
+
+
+def subclasses(base: type) -> dict[str, Any]:
+    """Return all classes that are derived from one, by name."""
+    found: dict[str, Any] = {}
+    for child in base.__subclasses__():
+        found |= {child.__name__: child, **subclasses(child)}
+    return found
 
 
 def _path(thing: object) -> str:

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from rich.logging import RichHandler
 
@@ -114,15 +114,7 @@ def _silence(logger: logging.Logger) -> Any:  # noqa: ANN401 - a function that u
     return restore
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    del filename, lineno, file, line
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     for_developers = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
     if not for_developers and not _NOISE.match(str(message)) and category.__name__ != "PossibleUserWarning":
         print(f"Warning: {message}", file=sys.stderr)  # noqa: T201

@@ -9,11 +9,10 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from anomalib_osdirf.arguments import positive
+from anomalib_osdirf.arguments import hint, positive
 from anomalib_osdirf.data.parts import Parts, find_parts
 from anomalib_osdirf.errors import last_line
 from anomalib_osdirf.progress import box
@@ -155,9 +154,7 @@ def _model_class(name: str) -> Any:  # noqa: ANN401
 
     known = {one.__name__: one for one in AnomalibModule.__subclasses__()}
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(known))}."
-        raise TrainError(f"--model {name} is not an anomalib model; {hint}")
+        raise TrainError(f"--model {name} is not an anomalib model; {hint(name, known)}")
     return known[name]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ from omegaconf import OmegaConf
 import anomalib_osdirf.data.multi_category
 import anomalib_osdirf.data.synthetic_surfaces
 import anomalib_osdirf.models  # noqa: F401 - known by name once they are imported
+from anomalib_osdirf.arguments import hint
 from anomalib_osdirf.features.packaged_weights import package_of
 from anomalib_osdirf.features.pre_processing import normalised_for
 from anomalib_osdirf.models.metrics import default_evaluator
+from anomalib_osdirf.registration import subclasses
 from anomalib_osdirf.training.diffusion_training import DiffusionTraining
 
 
@@ -52,7 +53,7 @@ class Entry:
         known = {one.name for one in fields(cls)}
         for key in value:
             if key not in known:
-                raise ValueError(f"entry has the unknown key {key!r}{_suggestion(str(key), known)}.")
+                raise ValueError(f"entry has the unknown key {key!r}; {hint(str(key), known)}")
         if not isinstance(value.get("class_path"), str):
             msg = f"entry={dict(value)!r} has no class_path; give the name of an anomalib model, such as Patchcore."
             raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
@@ -157,15 +158,15 @@ def build_data(specification: Mapping[str, Any]) -> AnomalibDataModule:
 
 def _find_class(class_path: str, base: type, what: str) -> Any:  # noqa: ANN401
     """Return a class by its name, or by its path."""
-    known = {one.__name__: one for one in _subclasses(base)}
+    known = subclasses(base)
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(import_module(module), name) if module else known[name]
     except (ImportError, AttributeError, KeyError) as error:
-        msg = f"class_path={class_path!r} is not {what} that can be imported{_suggestion(name, set(known))}."
+        msg = f"class_path={class_path!r} is not {what} that can be imported; {hint(name, known)}"
         raise ValueError(msg) from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        msg = f"class_path={class_path!r} is not {what}{_suggestion(name, set(known))}."
+        msg = f"class_path={class_path!r} is not {what}; {hint(name, known)}"
         raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
     return found
 
@@ -178,16 +179,6 @@ def _parse(key: str, found: Any, init_args: dict[str, Any]) -> tuple[ArgumentPar
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{found.__name__} can't be built from init_args={init_args!r}: {reason}") from error
-
-
-def _subclasses(base: type) -> set[type]:
-    children: list[type] = base.__subclasses__()
-    return set(children).union(*map(_subclasses, children))
-
-
-def _suggestion(name: str, known: set[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; use one of {', '.join(sorted(known))}"
 
 
 @contextmanager

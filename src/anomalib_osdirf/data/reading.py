@@ -3,7 +3,8 @@
 """Reading images and masks: 16-bit grey with its full range, and errors that name the file."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,11 @@ def trouble_with(path: str | Path) -> str | None:
 def _careful_image_reader(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def read_image(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
-        try:
+        with _named(path):
             with Image.open(regular(path)) as image:
                 rgb = deep_grey(image)
             if rgb is None:
                 return original(path, as_tensor=as_tensor)
-        except Exception as error:
-            raise _broken(path, error) from error
         return tv_tensors.Image(torch.from_numpy(rgb).permute(2, 0, 1).contiguous()) if as_tensor else rgb
 
     return read_image
@@ -79,16 +78,20 @@ def _careful_image_reader(original: Callable[..., Any]) -> Callable[..., Any]:
 def _careful_mask_reader(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def read_mask(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
-        try:
+        with _named(path):
             with Image.open(regular(path)) as image:
                 size = (image.height, image.width)
             mask = original(path, as_tensor=as_tensor)
-        except Exception as error:
-            raise _broken(path, error) from error
         return mask if mask.shape == size else tv_tensors.wrap(mask.reshape(size), like=mask)
 
     return read_mask
 
 
-def _broken(path: str | Path, error: Exception) -> BrokenFileError:
-    return BrokenFileError(f"{str(path)!r} can't be read as an image, {reason_unread(path, error)}; {_ADVICE}.")
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Have errors name the file."""
+    try:
+        yield
+    except Exception as error:
+        message = f"{str(path)!r} can't be read as an image, {reason_unread(path, error)}; {_ADVICE}."
+        raise BrokenFileError(message) from error

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.export.metadata import read_json
 from anomalib_osdirf.post_processing.p_values import normalise, p_value
+from anomalib_osdirf.registration import subclasses
 from anomalib_osdirf.telemetry import send_nothing
 
 Array = NDArray[np.float32]
@@ -269,17 +270,12 @@ def _model_class(path: Path, name: str | None) -> Any:  # noqa: ANN401 - a subcl
                 name = torch.load(path, map_location="cpu", weights_only=True).get(MODEL_KEY)
         except CheckpointError as error:
             raise ModelError(str(error)) from error
-    classes = {found.__name__.lower(): found for found in _subclasses(AnomalibModule)}
+    classes = {known.lower(): found for known, found in subclasses(AnomalibModule).items()}
     if name is None or name.lower() not in classes:
         known = ", ".join(sorted(found.__name__ for found in classes.values()))
         reason = "does not say which model it is of" if name is None else f"is of {name}, which is not known"
         raise ModelError(f"checkpoint {str(path)!r} {reason}; give --model, one of {known}.")
     return classes[name.lower()]
-
-
-def _subclasses(parent: type) -> list[type]:
-    children: list[type] = parent.__subclasses__()
-    return children + [found for child in children for found in _subclasses(child)]
 
 
 def _plane(values: Array) -> Array:
