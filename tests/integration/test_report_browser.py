@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report page in a real browser: the threshold is dragged, the gallery filtered, images are opened by keyboard."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,27 @@ def test_the_threshold_can_be_copied_as_the_models_own_score(page: Any) -> None:
     assert page.locator("#take-command").is_hidden()  # there is no model in the folder
 
 
+def test_the_threshold_is_saved_as_json(page: Any) -> None:
+    page.locator("#slider").focus()
+    page.keyboard.press("ArrowRight")
+    page.locator("#take summary").click()
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    saved = json.loads(download.value.path().read_text("utf-8"))
+    assert saved == json.loads(page.locator("#json").inner_text())
+    assert saved["image_threshold"] == float(page.locator("#raw").inner_text()) > 10
+    counts = _counts(IMAGES, saved["image_threshold"] / 20)
+    assert {name: saved[name] for name in ("defects", "found", "false_alarms")} == {
+        "defects": 20,
+        "found": counts["found"],
+        "false_alarms": counts["false-alarm"],
+    }
+
+
+def test_the_loss_is_smoothed_over_the_raw_one(page: Any) -> None:
+    assert page.locator("#losses .mark-line path").count() == 4  # of two runs
+
+
 def test_first_screen_shows_a_miss_a_false_alarm_and_a_catch(page: Any) -> None:
     texts = page.locator("#telling .card").all_inner_texts()
     assert [next(word for word in ("missed", "false alarm", "found") if word in text) for text in texts] == [
@@ -210,6 +232,32 @@ def test_other_run_is_shown_and_its_name_is_text(page: Any) -> None:
     assert _shown_counts(page) == counts
     assert page.title() != "hacked"
     assert EVIL in page.locator("#metrics thead").inner_text()
+
+
+def test_images_that_only_one_of_two_runs_finds(page: Any) -> None:
+    """Scores of the second run are mirrored: it finds what the first one misses."""
+    counts = _counts(IMAGES, 0.5)
+    button = page.locator("[data-versus='found other']")
+    assert int(button.inner_text()) == counts["missed"] > 0
+    assert page.locator("[data-versus='found both']").is_disabled()
+    button.click()
+    texts = page.locator("#cards .card").all_inner_texts()
+    assert len(texts) == counts["missed"]
+    assert all(text.index("missed") < text.index(EVIL) < text.index("✓ found") for text in texts)
+    page.locator("#versus").click()
+    assert page.locator("#cards .card").count() == 24
+    page.locator("[data-versus='false-alarm this']").click()
+    assert page.locator("#cards .card").count() == counts["false-alarm"] > 0
+
+
+def test_runs_without_a_common_image_are_said_to_have_none(browser: Any, tmp_path: Path) -> None:
+    folders = [
+        write_results(tmp_path / name, [image_result(f"{name}/good/{number}.png", 0, 3.0) for number in range(2)])
+        for name in ("one", "two")
+    ]
+    for page in _open(browser, write_page(folders, tmp_path / "report.html")):
+        assert "no scored test image is in both" in page.locator("#shared").inner_text().lower()
+        assert page.locator("#differing").is_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -200,11 +200,6 @@ class Run:
         training, test = self.entries.get("training") or {}, self.entries.get("test") or {}
         if training.get("state") == "started":
             remarks.append("The training was interrupted, or still runs.")
-        if not training and not len(self.losses):
-            remarks.append(
-                "There is no training curve: ReportCallback was not there during the training, and the folder has no "
-                "log of Lightning's CSVLogger, or of its TensorBoardLogger where tensorboard is installed, with losses."
-            )
         if not test:
             remarks.append("No test was run yet.")
         elif test.get("state") != "finished":

@@ -14,7 +14,7 @@ const OUTCOMES = {
   unlabelled: ["Unlabelled", "? unlabelled"],
 };
 
-const state = { run: 0, outcome: "all", kind: -1, order: "section", common: false, search: "", page: 0, open: -1 };
+const state = { run: 0, outcome: "all", kind: -1, order: "section", common: false, search: "", page: 0, open: -1, other: 1, versus: null };
 const thresholds = data.runs.map((run) => run.threshold ?? 0);
 const run = () => data.runs[state.run];
 const threshold = () => thresholds[state.run];
@@ -99,6 +99,13 @@ const showCounts = () => {
   find("raw").textContent = raw;
   find("take-command").hidden = !model;
   find("command").textContent = `python -m anomalib_osdirf threshold ${quoted(model ?? "")} ${raw}`;
+  const json = JSON.stringify({
+    model: run().label, file: model, image_threshold: Number(raw), normalised_threshold: threshold(),
+    p_value: rate ? Number(pValue(rate, threshold())) : null,
+    defects: anomalous, found: counts.found, good_parts: normal, false_alarms: counts["false-alarm"],
+  }, null, 1);
+  find("json").textContent = json.replace(/\n */g, " ");
+  find("save").href = `data:application/json;charset=utf-8,${encodeURIComponent(json)}\n`;
   return { counts, anomalous, normal };
 };
 
@@ -220,19 +227,25 @@ const operatingPoints = ({ counts, anomalous, normal }) => {
 
 const moveTo = (view, point) => view && view.signal("atX", point[0]).signal("atY", point[1]).runAsync();
 
+const SMOOTHED = 10; // values at either side; the page has at most 600
+
 const drawLosses = async () => {
   const values = data.runs.flatMap((one) => one.losses.map(([step, loss]) => ({ step, loss, run: one.label })));
   if (!values.length) return;
   find("losses").hidden = false;
-  const positive = values.every((one) => one.loss > 0);
+  const scale = values.every((one) => one.loss > 0) ? { type: "log", nice: false } : { zero: false };
+  const y = { type: "quantitative", title: "Loss, and its running mean", scale, axis: { tickCount: 5 } };
   await draw("losses", {
     height: 220, data: { values },
-    mark: { type: "line", strokeWidth: 2 },
+    transform: [{ window: [{ op: "mean", field: "loss", as: "smooth" }], frame: [-SMOOTHED, SMOOTHED], groupby: ["run"], sort: [{ field: "step" }] }],
     encoding: {
       x: { field: "step", type: "quantitative", title: "Training step", scale: { nice: false } },
-      y: { field: "loss", type: "quantitative", title: "Loss", scale: positive ? { type: "log" } : { zero: false }, axis: { tickCount: 5 } },
       ...byRun,
     },
+    layer: [
+      { mark: { type: "line", strokeWidth: 1, opacity: 0.3 }, encoding: { y: { ...y, field: "loss" } } },
+      { mark: { type: "line", strokeWidth: 2.5 }, encoding: { y: { ...y, field: "smooth" } } },
+    ],
   });
 };
 
@@ -256,7 +269,7 @@ const setThreshold = (value) => {
 let waiting = 0;
 const scheduleRest = () => {
   clearTimeout(waiting);
-  waiting = setTimeout(() => { histogram?.data("bars", bars()).runAsync(); showTelling(); showGallery(); }, 120);
+  waiting = setTimeout(() => { histogram?.data("bars", bars()).runAsync(); showTelling(); showDifferences(); showGallery(); }, 120);
 };
 
 const showThreshold = async () => {
@@ -313,7 +326,7 @@ const ordered = () => {
     name: (a, b) => names[a].localeCompare(names[b], undefined, { numeric: true }),
   };
   return names.map((_, index) => index)
-    .filter((index) => (state.outcome === "all" || outcome(run(), index, limit) === state.outcome)
+    .filter((index) => (!state.versus || difference(index) === state.versus) && (state.outcome === "all" || outcome(run(), index, limit) === state.outcome)
       && (state.kind < 0 || kind[index] === state.kind) && (!text || names[index].toLowerCase().includes(text)))
     .sort((a, b) => orders[state.order](a, b) || a - b);
 };
@@ -381,6 +394,11 @@ let list = [];
 const card = (index, open) => {
   const made = element("button", { type: "button", className: `card ${outcome(run(), index, threshold())}` });
   made.append(panes(run(), index) ?? "", caption(run(), index, threshold()));
+  if (state.versus) {
+    const [from, same, limit] = [other(), sameIn(state.other, index), thresholds[state.other]];
+    made.append(element("span", { className: `second ${outcome(from, same, limit)}` },
+      element("span", { className: "name", textContent: from.label }), panes(from, same) ?? "", caption(from, same, limit)));
+  }
   made.addEventListener("click", open);
   return made;
 };
@@ -395,11 +413,15 @@ const showTelling = () => {
     best("missed", far)[0] ?? caught.at(-1), best("false-alarm", far)[0] ?? best("correct", close)[0], caught[0],
   ].filter((index) => index !== undefined);
   find("telling").replaceChildren(...[...new Set(told)].map((index) => card(index, () => {
-    Object.assign(state, { outcome: "all", kind: -1, search: "" });
-    [find("kind").value, find("search").value] = [-1, ""];
-    showGallery();
+    showAll({ versus: null });
     enlarge(list.indexOf(index));
   })));
+};
+
+// Without filters but these.
+const showAll = (changes) => {
+  [find("kind").value, find("search").value] = [-1, ""];
+  filter({ outcome: "all", kind: -1, search: "", ...changes });
 };
 
 const showGallery = () => {
@@ -414,6 +436,8 @@ const showGallery = () => {
     button.hidden = name === "unlabelled" && !number;
   }
   const without = list.filter((index) => !run().shown[index]).length;
+  find("versus").hidden = !state.versus;
+  find("versus").textContent = `✕ ${described(state.versus)}`;
   find("found").textContent = `${list.length} of ${run().names.length} images` + (without ? `; ${without} of them without pictures, to keep this page small` : "");
   find("page").textContent = `Page ${state.page + 1} of ${pages}`;
   find("previous").disabled = state.page === 0;
@@ -444,7 +468,7 @@ find("cards").addEventListener("keydown", (event) => {
   cards[Math.max(0, Math.min(cards.length - 1, at + steps[event.key]))].focus();
 });
 
-// ---------------------------------------------------------------- enlarged image
+// ---------------------------------------------------------------- differences between two runs
 
 // Where each path is in a run.
 const places = new Map();
@@ -453,6 +477,51 @@ const placesOf = (from) => {
   return places.get(from);
 };
 
+// The same image in another run, if that has it.
+const sameIn = (number, index) => number === state.run ? index : placesOf(data.runs[number]).get(run().folder + run().names[index]);
+const other = () => data.runs[state.other];
+const ROWS = [["found", "defects found"], ["false-alarm", "false alarms"]];
+const WHO = { both: () => "by both", this: () => `only by ${run().label}`, other: () => `only by ${other().label}`, neither: () => "by neither" };
+
+// Which of the two runs calls an image anomalous: `found this`, for one.
+const difference = (index) => {
+  const same = sameIn(state.other, index), scored = (from, at) => from.labels[at] >= 0 && from.scores[at] !== null;
+  if (same === undefined || !scored(run(), index) || !scored(other(), same)) return null;
+  const mine = run().scores[index] > threshold(), theirs = other().scores[same] > thresholds[state.other];
+  return `${ROWS[1 - run().labels[index]][0]} ${mine ? (theirs ? "both" : "this") : theirs ? "other" : "neither"}`;
+};
+
+const described = (versus) => {
+  const [row, who] = (versus ?? "found both").split(" ");
+  return `${Object.fromEntries(ROWS)[row]} ${WHO[who]()}`;
+};
+
+const showDifferences = () => {
+  if (data.runs.length < 2) return;
+  const counts = new Map();
+  run().names.forEach((_, index) => { const key = difference(index); counts.set(key, (counts.get(key) ?? 0) + 1); });
+  const compared = run().names.length - (counts.get(null) ?? 0);
+  const left = run().names.length + other().names.length - 2 * compared;
+  find("this-run").textContent = run().label;
+  find("shared").textContent = !compared
+    ? "No scored test image is in both runs, so there is nothing to compare: test both on the same images."
+    : `${compared} test images are in both runs${left ? `, and ${left} are in one of them only and left out` : ""}. Each run is taken at its own threshold. A number shows its images.`;
+  find("differing").hidden = !compared;
+  const cell = (row, who) => {
+    const key = `${row} ${who}`, made = element("button", { type: "button", textContent: counts.get(key) ?? 0, disabled: !counts.get(key) });
+    made.dataset.versus = key;
+    made.setAttribute("aria-label", `${made.textContent} ${described(key)}`);
+    made.addEventListener("click", () => { showAll({ versus: key }); find("gallery").scrollIntoView(); });
+    return element("td", {}, made);
+  };
+  const head = (scope, text) => element("th", { scope, textContent: text });
+  find("differing").replaceChildren(element("table", {},
+    element("thead", {}, element("tr", {}, head("col", ""), ...Object.values(WHO).map((text) => head("col", text())))),
+    element("tbody", {}, ...ROWS.map(([row, name]) => element("tr", {}, head("row", name), ...Object.keys(WHO).map((who) => cell(row, who)))))));
+};
+
+// ---------------------------------------------------------------- enlarged image
+
 const enlarge = (place) => {
   if (place < 0 || place >= list.length) return;
   state.open = place;
@@ -460,9 +529,8 @@ const enlarge = (place) => {
   find("large-name").textContent = name;
   const content = find("large-content");
   content.replaceChildren();
-  // The same image in the other runs, if they have it.
   data.runs.forEach((other, number) => {
-    const same = number === state.run ? index : placesOf(other).get(run().folder + name);
+    const same = sameIn(number, index);
     if (same === undefined) return;
     const heading = element("p", { className: outcome(other, same, thresholds[number]) },
       element("span", { textContent: data.runs.length > 1 ? `${other.label}: ` : "" }),
@@ -510,6 +578,8 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   });
 }
 find("ramp").style.background = `linear-gradient(to right, ${[0, 64, 128, 191, 255].map((at) => `rgb(${data.colours[at]})`).join(", ")})`;
+find("versus").addEventListener("click", () => filter({ versus: null }));
+find("other")?.addEventListener("change", (event) => { state.other = Number(event.target.value); filter({ versus: null }); showDifferences(); });
 find("order").addEventListener("change", (event) => filter({ order: event.target.value }));
 find("search").addEventListener("input", (event) => filter({ search: event.target.value }));
 find("previous").addEventListener("click", () => turn(-1));
@@ -524,7 +594,10 @@ find("run")?.addEventListener("change", (event) => { state.run = Number(event.ta
 
 const showRun = async () => {
   state.kind = -1;
-  state.page = 0;
+  Object.assign(state, { page: 0, versus: null, other: state.other === state.run ? Number(!state.run) : state.other });
+  find("other")?.replaceChildren(...data.runs.flatMap((one, index) => index === state.run ? [] : [element("option", { value: index, textContent: one.label })]));
+  if (find("other")) find("other").value = state.other;
+  showDifferences();
   find("kind").replaceChildren(element("option", { value: -1, textContent: "all kinds" }),
     ...run().kinds.map((kind, index) => element("option", { value: index, textContent: kind })));
   const any = run().names.length > 0;
