@@ -102,7 +102,7 @@ def _set_in_openvino(file: Path, value: float) -> None:
     saved = metadata.post_processing_state(values)
     post_processor.load_state_dict({name: torch.tensor(one) for name, one in saved.items()}, strict=False)
     for name in metadata.description(post_processor):
-        setattr(post_processor, name, values[name])
+        setattr(post_processor, name, values.get(name, getattr(post_processor, name)))
     _move(post_processor, value)
     values |= metadata.post_processing_values(post_processor.state_dict()) | metadata.description(post_processor)
     if bare is not network:

@@ -223,6 +223,7 @@ def test_metadata_is_in_every_file(exported: dict[str, Path], reference: OSDIRF)
     assert beside["image_threshold"] == pytest.approx(float(post_processor.image_threshold))
     assert beside["pixel_max"] == pytest.approx(float(post_processor.pixel_max))
     assert beside["image_sensitivity"] == 0.5
+    assert beside["normal_scores"] == post_processor.normal_scores != {}
     assert beside["arguments"]["timestep"] == 200
     assert beside["image_size"] == [64, 64]
     assert beside["trained"] is not None

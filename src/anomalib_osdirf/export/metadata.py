@@ -27,7 +27,7 @@ _STATISTICS = {
 }
 # Of FalseAlarmPostProcessor: scores by which normalised ones have p-values.
 _KNOTS = {"image_knots": "image_scale.knots", "pixel_knots": "pixel_scale.knots"}
-_DESCRIPTION = ("image_sensitivity", "pixel_sensitivity", "calibration")
+_DESCRIPTION = ("image_sensitivity", "pixel_sensitivity", "calibration", "normal_scores")
 # The section of an OpenVINO model's runtime info where Intel's own tools look.
 _SECTION = "model_info"
 
@@ -58,7 +58,7 @@ def post_processing_state(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def description(post_processor: Any) -> dict[str, Any]:  # noqa: ANN401 - any module may be a post-processor
-    """Collect a post-processor's sensitivities and, of ours, the false-alarm rates of its levels."""
+    """Collect a post-processor's sensitivities and, of ours, the levels' false-alarm rates and normal scores."""
     return {name: getattr(post_processor, name) for name in _DESCRIPTION if hasattr(post_processor, name)}
 
 

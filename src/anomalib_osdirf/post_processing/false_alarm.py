@@ -15,6 +15,7 @@ from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 from torchmetrics.utilities.data import dim_zero_cat
 
+from anomalib_osdirf.post_processing.drift import quantiles
 from anomalib_osdirf.post_processing.p_values import EXPONENTS, THRESHOLD, Array, normalise, raw_scores
 from anomalib_osdirf.post_processing.tail import (
     FEWEST_SCORES,
@@ -144,6 +145,8 @@ class FalseAlarmPostProcessor(PostProcessor):
         self.images = images
         # Of each level whose threshold is that of a rate: false_alarm_rate, source, images, interval.
         self.calibration: dict[str, dict[str, Any]] = {}
+        # Raw scores of held-out normal images, by their quantiles: source, images, quantiles.
+        self.normal_scores: dict[str, Any] = {}
         self.image_scale = PValueScale()
         self.pixel_scale = PValueScale()
         self._image_threshold_metric = F1Midpoint(fields=["pred_score", "gt_label"], strict=False)
@@ -152,7 +155,7 @@ class FalseAlarmPostProcessor(PostProcessor):
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate", "extrapolate", "images", "calibration")
+        return (*super()._checkpoint_config_keys, "false_alarm_rate", "extrapolate", "images", "calibration", "normal_scores")
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore what a checkpoint has; a sensitivity that was set to something else than the default stays."""
@@ -253,8 +256,11 @@ class FalseAlarmPostProcessor(PostProcessor):
             own = torch.cat([torch.zeros(0, 3), *noted])
             rows[source] = processes.collected(own, torch.arange(len(own))).double().numpy()
         self._forget()
+        usable = self._usable(rows)
+        source = self._choose({name: len(values) for name, values in usable.items()})
+        normal, trained = usable[source], len(rows["training"]) > 0
         # All are found before any is set: what was fitted before outlasts a failure.
-        found = {level: self._by_f1(level) or self._by_rate(level, rows) for level in LEVELS}
+        found = {level: self._by_f1(level) or self._by_rate(level, source, normal, trained) for level in LEVELS}
         fitted = {level: one for level, one in found.items() if one is not None}
         for level, one in fitted.items():
             getattr(self, f"_{level}_threshold").fill_(one.threshold)
@@ -264,6 +270,9 @@ class FalseAlarmPostProcessor(PostProcessor):
             self.calibration.pop(level, None)
             if one.calibration:
                 self.calibration[level] = one.calibration
+        stays = self.normal_scores.get("source") == "training" and not trained
+        if len(normal) and not stays and not np.isnan(normal[:, 0]).any():
+            self.normal_scores = {"source": source, "images": len(normal), "quantiles": quantiles(normal[:, 0])}
         return list(fitted)
 
     def move_image_threshold(self, value: float) -> None:
@@ -300,13 +309,11 @@ class FalseAlarmPostProcessor(PostProcessor):
         extremes.reset()
         return None if math.isnan(threshold) else _Fitted(threshold, low, high)
 
-    def _by_rate(self, level: str, rows: dict[str, Array]) -> "_Fitted | None":
+    def _by_rate(self, level: str, source: str, rows: Array, trained: bool) -> "_Fitted | None":
         """Return the threshold of a rate; ``None`` without normal images, or if that from training images stays."""
-        if not len(rows["training"]) and self.calibration.get(level, {}).get("source") == "training":
+        if not trained and self.calibration.get(level, {}).get("source") == "training":
             return None
-        usable = self._usable(rows)
-        source = self._choose({name: len(values) for name, values in usable.items()})
-        scores, highest, lowest = usable[source].T
+        scores, highest, lowest = rows.T
         values = scores if level == "image" else highest
         if np.isnan(values).any() or (self.false_alarm_rate is None and not len(values)):
             return None

@@ -311,6 +311,17 @@ def test_a_sensitivity_that_was_asked_for_outlasts_the_checkpoints() -> None:
     assert (other.image_sensitivity, other.pixel_sensitivity) == (0.6, 0.7)
 
 
+def test_scores_of_normal_images_are_kept_for_later_comparisons() -> None:
+    """Anomalous ones are left out, whatever sets the threshold, and checkpoints have them."""
+    post_processor = _fitted(None, _batch(5 + _scores(20), anomalous=True))
+    assert not post_processor.calibration.get("image")
+    assert post_processor.normal_scores["images"] == 99
+    np.testing.assert_allclose(post_processor.normal_scores["quantiles"], _scores(99).sort().values)
+    restored = FalseAlarmPostProcessor()
+    restored.load_checkpoint_config(post_processor.checkpoint_config())
+    assert restored.normal_scores == post_processor.normal_scores
+
+
 # ------------------------------------------------------------------ which images
 
 
