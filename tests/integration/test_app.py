@@ -1,9 +1,11 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The app in a real browser: good, defective, broken and too large images, several users, the threshold, the table."""
+"""The app in a real browser: good, defective, broken and too large images, several users, the threshold, the table, a
+watched folder."""
 
 import csv
 import io
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,13 +55,13 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     assert opened.strangers == []
 
 
-def _open(browser: Any, address: str, **options: Any) -> Any:
+def _open(browser: Any, address: str, wanted: str = "#files input[type=file]", **options: Any) -> Any:
     page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
     page.strangers = []
     local = ("data:", "blob:", address)
     page.on("request", lambda request: None if request.url.startswith(local) else page.strangers.append(request.url))
     page.goto(address)
-    page.wait_for_selector("#files input[type=file]", state="attached")
+    page.wait_for_selector(wanted, state="attached")
     return page
 
 
@@ -143,6 +145,7 @@ def test_a_folder_is_scored(page: Any, images: Path) -> None:
     page.set_input_files("#folder input[type=file]", str(images))
     sentence = _result(page, "2 anomalous, 1 normal;")
     assert "more have a note in the table" in sentence
+    assert f"{images.name} - good.png" in page.locator("#table").inner_text()
 
 
 def test_camera_pictures_are_scored_as_the_part_lies_there(page: Any) -> None:
@@ -166,6 +169,47 @@ def test_two_people_at_once_see_their_own_images(browser: Any, address: str, ima
     _result(second, "1 anomalous, 1 normal;")
     first.close()
     second.close()
+
+
+def test_pictures_are_walked_through_by_keyboard(page: Any, images: Path) -> None:
+    _upload(page, images / "good.png", images / "defect.png")
+    _result(page, "1 anomalous, 1 normal;")
+    page.locator("#overlays button.thumbnail-item").first.click()
+    shown = page.locator("#overlays .preview img.media-image, #overlays .preview img").first
+    first = shown.get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("first => document.querySelector('#overlays .preview img').src !== first", arg=first)
+
+
+def test_images_of_a_watched_folder_are_scored_as_they_come(browser: Any, images: Path, tmp_path: Path) -> None:
+    from anomalib_osdirf.app.interface import App
+
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    app = App(load_scorer(brightness_model(tmp_path / "model")), max_pixels=40_000, watched=watched)
+    address = app.launch("127.0.0.1", None, max_megabytes=1)
+    page = _open(browser, address, "#stream")
+
+    def wait(start: str) -> None:
+        condition = "start => document.querySelector('#stream textarea').value.startsWith(start)"
+        page.wait_for_function(condition, arg=start, timeout=15_000)
+
+    wait("0 scored, 0 anomalous, 0 errors")
+    for name in ("good.png", "defect.png", "broken.png", EVIL):
+        shutil.copy(images / name, watched)
+    wait("3 scored, 2 anomalous, 1 error.")
+    page.wait_for_selector("#history svg, #history canvas")
+    page.wait_for_selector("#anomalous img")
+    assert "first 100 of this stream" in page.locator("#drift").inner_text()
+    assert "broken.png can't be read" in page.locator("#latest").inner_text()
+    assert page.title() != "hacked"
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shutil.rmtree(watched)
+    page.wait_for_function("document.querySelector('#stream textarea').value.includes('scoring goes on once')")
+    assert page.strangers == []
+    page.close()
+    app.close()
 
 
 def test_phones_need_no_scrolling_sideways(browser: Any, address: str, images: Path) -> None:

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     )
     parser.add_argument("path", type=Path, metavar="MODEL", help=".xml, .onnx or .ckpt file, or a results folder")
     parser.add_argument("--model", help="model class of a checkpoint that is not of this package, such as Patchcore")
+    parser.add_argument("--watch", type=Path, metavar="FOLDER", help="score the images in this folder as they come")
     parser.add_argument("--host", default=LOCAL, help=f"address to listen on ({LOCAL}: this computer only)")
     parser.add_argument("--port", type=_port, help="port to listen on (a free one)")
     parser.add_argument("--max-megabytes", type=positive, default=50, help="largest size of a file (50)")
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str], program: str) -> int:
     if find_spec("gradio") is None:
         sentence = "needs gradio, which is not installed; install the extra: pip install 'anomalib-osdirf[app]'."
         return fail(program, sentence)
+    if options.watch is not None and not options.watch.is_dir():
+        return fail(
+            program, f"--watch {str(options.watch)!r} is not a folder; give the one that images are written to."
+        )
     try:
         scorer = load_scorer(options.path, options.model)
     except ModelError as error:
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str], program: str) -> int:
 
     if options.host != LOCAL:
         print(f"Everybody who can reach {options.host} can use this page; it asks for no password.", file=sys.stderr)  # noqa: T201
-    app = App(scorer, options.max_pixels)
+    app = App(scorer, options.max_pixels, options.watch)
     try:
         address = app.launch(options.host, options.port, options.max_megabytes)
         print(f"{scorer.name} is at {address} (Ctrl+C ends it).", flush=True)  # noqa: T201

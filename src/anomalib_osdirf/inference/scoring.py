@@ -89,13 +89,22 @@ class Scorer(ABC):
     def _run(self, batch: Array) -> dict[str, Array]:
         """Return the model's outputs for a batch ``(1, 3, H, W)``; several threads call this at once."""
 
+    @property
+    def normal_scores(self) -> Array:
+        """Scores of held-out normal images, or their quantiles ``(n,)``; none where the model does not have them."""
+        raw = np.array(self.metadata.get("normal_scores", {}).get("quantiles", []), np.float64)
+        return np.asarray(self._scaled(raw, "image"), np.float32)
+
     def _normalise(self, values: Any, level: str) -> Any:  # noqa: ANN401 - a number or an array
         """Normalise raw values of a model that was exported without its post-processing."""
+        return values if self.metadata.get("post_processor", True) else self._scaled(values, level)
+
+    def _scaled(self, values: Any, level: str) -> Any:  # noqa: ANN401
         knots = self.metadata.get(f"{level}_knots")
-        if knots is not None and not self.metadata.get("post_processor", True):
+        if knots is not None:
             return normalise(values, knots)
         low, high, threshold = (self.metadata.get(f"{level}_{name}") for name in ("min", "max", "threshold"))
-        if self.metadata.get("post_processor", True) or low is None or high is None or threshold is None or high == low:
+        if low is None or high is None or threshold is None or high == low:
             return values
         return np.clip((values - threshold) / (high - low) + 0.5, 0, 1)
 
@@ -165,7 +174,10 @@ class CheckpointScorer(Scorer):
 
         module_class = _model_class(path, model)
         module = module_class.load_from_checkpoint(path, map_location="cpu")
-        super().__init__(path, {"model": module_class.__name__, **metadata.description(module.post_processor)})
+        values = metadata.description(module.post_processor)
+        if module.post_processor is not None:
+            values |= metadata.post_processing_values(module.post_processor.state_dict())
+        super().__init__(path, {"model": module_class.__name__, **values})
         self.threshold, self.pixel_threshold = (
             1 - float(getattr(module.post_processor, f"{level}_sensitivity", 0.5)) for level in ("image", "pixel")
         )

@@ -155,7 +155,14 @@ class FalseAlarmPostProcessor(PostProcessor):
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate", "extrapolate", "images", "calibration", "normal_scores")
+        return (
+            *super()._checkpoint_config_keys,
+            "false_alarm_rate",
+            "extrapolate",
+            "images",
+            "calibration",
+            "normal_scores",
+        )
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore what a checkpoint has; a sensitivity that was set to something else than the default stays."""

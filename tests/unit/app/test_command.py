@@ -20,6 +20,8 @@ def test_command_says_what_is_wrong(
     monkeypatch.setattr(command, "find_spec", lambda name: True)
     assert main(["app", str(tmp_path / "gone.xml")]) == 1
     assert "does not exist" in capsys.readouterr().err
+    assert main(["app", "model.xml", "--watch", str(tmp_path / "gone")]) == 1
+    assert "--watch" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["app", "model.xml", "--port", "99999"])
     assert "use 1 to 65535" in capsys.readouterr().err
