@@ -143,6 +143,10 @@ def test_the_threshold_is_saved_as_json(page: Any) -> None:
     }
 
 
+def test_times_are_local_ones(page: Any) -> None:
+    assert re.match(r"[A-Z][a-z]{2} \d+, \d{4}, \d", page.locator("header time").inner_text())
+
+
 def test_the_loss_is_smoothed_over_the_raw_one(page: Any) -> None:
     assert page.locator("#losses .mark-line path").count() == 4  # of two runs
 

@@ -333,7 +333,7 @@ def _render(runs: list[Run], title: str | None, place: Path) -> str:
     pictures, shown, side = _pictures(runs)
     return environment.get_template("report.html.jinja").render(
         title=title,
-        made=f"{metadata.now()[:16].replace('T', ' ')} UTC",
+        made=metadata.now(),
         version=metadata.versions()["anomalib-osdirf"],
         runs=runs,
         tests_differ=len({run.tested_images for run in runs if run.results.ids}) > 1,

@@ -117,7 +117,7 @@ const CONFIG = {
   background: null, font: "system-ui, sans-serif",
   view: { stroke: null },
   axis: { labelColor: "var(--soft)", titleColor: "var(--ink)", domainColor: "var(--soft)", tickColor: "var(--soft)", gridColor: "var(--line)", titleFontWeight: 500, labelFontSize: 12, titleFontSize: 13 },
-  legend: { labelColor: "var(--ink)", titleColor: "var(--ink)", orient: "top", labelFontSize: 13, labelLimit: 420, symbolStrokeWidth: 3, columns: { expr: "width > 420 ? 3 : 1" } },
+  legend: { labelColor: "var(--ink)", titleColor: "var(--ink)", orient: "top", labelFontSize: 13, labelLimit: 420, symbolStrokeWidth: 3, symbolOpacity: 1, columns: { expr: "width > 420 ? 3 : 1" } },
 };
 const SERIES = data.runs.map((_, index) => `var(--series-${index % 6})`);
 const DASHES = data.runs.map((_, index) => [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3]][index % 4]);
@@ -589,6 +589,10 @@ find("theme").addEventListener("click", () => {
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
 });
+for (const time of document.querySelectorAll("time")) {
+  const date = new Date(time.dateTime);
+  if (!Number.isNaN(date.getTime())) time.textContent = date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+}
 addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details")) one.open = true; });
 find("run")?.addEventListener("change", (event) => { state.run = Number(event.target.value); showRun(); });
 
