@@ -188,10 +188,7 @@ class App:
                 if stream.version == last:
                     return [gradio.skip()] * 6
                 limit = stream.scorer.threshold
-                points = pd.DataFrame(list(stream.history), columns=["image", "score", "label"])
-                low, high = (bound([limit, *points["score"]]) for bound in (min, max))
-                margin = 0.05 * (high - low)
-                plot = gradio.ScatterPlot(points, y_lim=[low - margin, high + margin])
+                plot = _history(stream, limit) if stream.history else gradio.skip()
                 overlays = [(row.picture, row.caption(limit)) for row in stream.pictures]
                 mark = "## ⚠ " if stream.drift.latest is not None and stream.drift.latest.drifts else ""
                 warning = mark + stream.drift.sentence()
@@ -248,8 +245,16 @@ def _table(label: str, name: str) -> gradio.Dataframe:
         type="array",
         interactive=False,
         wrap=True,
+        column_widths=[220, 110, 110, 70, 560, 110],
         elem_id=name,
     )
+
+
+def _history(stream: Stream, limit: float) -> gradio.ScatterPlot:
+    points = pd.DataFrame(list(stream.history), columns=["image", "score", "label"])
+    low, high = (bound([limit, *points["score"]]) for bound in (min, max))
+    margin = 0.05 * (high - low)
+    return gradio.ScatterPlot(points, y_lim=[low - margin, high + margin])
 
 
 def _keep_pictures(rows: list[Row]) -> None:

@@ -114,7 +114,7 @@ class DriftWatch:
         p_value = f"p = {self.latest.p_value:.2g}, Kolmogorov-Smirnov"
         if self.latest.drifts:
             return (
-                f"Scores drift from {whose}: the median of {WINDOW} is {self.latest.median:.3f} instead of "
+                f"Scores drift from {whose}: the median of the last {WINDOW} is {self.latest.median:.3f} instead of "
                 f"{self.latest.reference:.3f} ({p_value})."
             )
         return f"Scores are as {whose} ({p_value}, last {WINDOW})."
