@@ -10,12 +10,13 @@ import onnx
 from onnx import TensorProto, helper
 
 
-def brightness_model(folder: Path, size: int | str = "side", **metadata: Any) -> Path:
+def brightness_model(folder: Path, size: int | str = "side", batch: int = 1, **metadata: Any) -> Path:
     """Write ``model.onnx``, with metadata beside it if there is any.
 
     Args:
         folder: Where to.
         size: Height and width that it takes, any if it is a name.
+        batch: Images that it takes at once.
         **metadata: Metadata.
     """
     axes = [helper.make_tensor(name, TensorProto.INT64, [len(value)], value) for name, value in _AXES.items()]
@@ -23,9 +24,9 @@ def brightness_model(folder: Path, size: int | str = "side", **metadata: Any) ->
         helper.make_node("ReduceMean", ["input", "channels"], ["anomaly_map"], keepdims=1),
         helper.make_node("ReduceMax", ["anomaly_map", "rest"], ["pred_score"], keepdims=0),
     ]
-    names = {"anomaly_map": [1, 1, size, size], "pred_score": [1]}
+    names = {"anomaly_map": [batch, 1, size, size], "pred_score": [batch]}
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in names.items()]
-    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, size, size])]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, size, size])]
     graph = helper.make_graph(nodes, "brightness", inputs, outputs, axes)
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(

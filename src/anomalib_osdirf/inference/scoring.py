@@ -53,6 +53,7 @@ class Scorer(ABC):
     """
 
     kind: str
+    _batch = 1  # images that it takes at once: two in anomalib's exports of PatchCore
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self.name = str(metadata.get("model", path.stem))
@@ -63,7 +64,10 @@ class Scorer(ABC):
     def score(self, image: Array) -> Score:
         """Score an image ``(H, W, 3)``, in 0 to 1."""
         start = time.perf_counter()
-        outputs = self._run(np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32))
+        batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
+        outputs = self._run(np.repeat(batch, self._batch, axis=0))
+        if self._batch > 1:
+            outputs = {name: values[:1] for name, values in outputs.items()}
         milliseconds = 1000 * (time.perf_counter() - start)
         raw_score = outputs["pred_score"] if "pred_score" in outputs else np.max(outputs["anomaly_map"])
         if not all(np.isfinite(values).all() for values in (raw_score, outputs.get("anomaly_map", 0.0))):
@@ -87,7 +91,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def _run(self, batch: Array) -> dict[str, Array]:
-        """Return the model's outputs for a batch ``(1, 3, H, W)``; several threads call this at once."""
+        """Return the model's outputs for a batch ``(B, 3, H, W)``; several threads call this at once."""
 
     @property
     def normal_scores(self) -> Array:
@@ -128,8 +132,8 @@ class OpenVINOScorer(Scorer):
             msg = f"model {str(path)!r} can't be loaded by OpenVINO ({_first_line(error)}); export it again."
             raise ModelError(msg) from error
         make_room_for_signals()
-        shape = self._model.input(0).partial_shape
-        self._size = _fixed_size([part.get_length() if part.is_static else None for part in shape])
+        shape = [part.get_length() if part.is_static else None for part in self._model.input(0).partial_shape]
+        self._size, self._batch = _fixed_size(shape), shape[0] or 1
 
     def _run(self, batch: Array) -> dict[str, Array]:
         results = self._model.create_infer_request().infer({0: _resize(batch, self._size)})
@@ -155,7 +159,8 @@ class ONNXScorer(Scorer):
             raise ModelError(msg) from error
         self._input = self._session.get_inputs()[0]
         self._names = [output.name for output in self._session.get_outputs()]
-        self._size = _fixed_size(self._input.shape)
+        shape = self._input.shape
+        self._size, self._batch = _fixed_size(shape), shape[0] if isinstance(shape[0], int) else 1
 
     def _run(self, batch: Array) -> dict[str, Array]:
         outputs = self._session.run(None, {self._input.name: _resize(batch, self._size)})
@@ -305,7 +310,7 @@ def _resize(batch: Array, size: tuple[int, int] | None) -> Array:
     if size is None or batch.shape[-2:] == size:
         return batch
     pixels = cv2.resize(batch[0].transpose(1, 2, 0), size[::-1], interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+    return np.repeat(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), len(batch), axis=0)
 
 
 def _first_line(error: Exception) -> str:

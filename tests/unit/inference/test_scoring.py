@@ -44,6 +44,14 @@ def test_models_of_a_fixed_size_take_any_image(tmp_path: Path, convert: Any) -> 
     np.testing.assert_allclose(result.map, BRIGHTNESS.reshape(20, 2, 20, 2).mean(axis=(1, 3)), atol=1e-5)
 
 
+@pytest.mark.parametrize("convert", [lambda model: model, _as_openvino], ids=["onnx", "openvino"])
+def test_models_of_a_fixed_batch_take_single_images(tmp_path: Path, convert: Any) -> None:
+    result = load_scorer(convert(brightness_model(tmp_path, size=40, batch=2))).score(IMAGE)
+    assert result.score == pytest.approx(BRIGHTNESS.max(), abs=1e-5)
+    assert result.map is not None
+    np.testing.assert_allclose(result.map, BRIGHTNESS, atol=1e-5)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are looked at in Linux's way")
 @pytest.mark.parametrize("convert", [lambda model: model, _as_openvino], ids=["onnx", "openvino"])
 def test_threads_of_a_limited_number_may_run_on_any_processor(tmp_path: Path, convert: Any) -> None:
