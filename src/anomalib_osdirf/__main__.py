@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "predict": ("anomalib_osdirf.predict", "Score a folder of images with a checkpoint or an exported model."),
     "quickstart": ("anomalib_osdirf.quickstart", "Train, test and export OSDIRF on the embedded data set."),
     "threshold": ("anomalib_osdirf.threshold", "Set the image threshold of a checkpoint or an OpenVINO export."),
+    "verify": ("anomalib_osdirf.verify", "Compare exported models with the checkpoint that they are of."),
     "benchmark": (
         "anomalib_osdirf.benchmark",
         "Compare models: accuracy, time, memory, size and speed (replaces anomalib's command of this name).",

@@ -5,9 +5,12 @@
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +51,15 @@ class Scorer(ABC):
     Attributes:
         name: Name of the model.
         kind: Runtime, such as OpenVINO.
+        batch_size: Number of images that an export of fixed batch takes, copies of the same, and 1 of any other.
+        size: Height and width that images are resized to, of an export of fixed size.
         threshold: Scores above it are anomalous.
         pixel_threshold: Values of the map above it are anomalous.
     """
 
     kind: str
-    _batch = 1  # images that it takes at once: two in anomalib's exports of PatchCore
+    batch_size = 1
+    size: tuple[int, int] | None = None
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self.name = str(metadata.get("model", path.stem))
@@ -63,11 +69,11 @@ class Scorer(ABC):
 
     def score(self, image: Array) -> Score:
         """Score an image ``(H, W, 3)``, in 0 to 1."""
+        if self.size is not None and image.shape[:2] != self.size:
+            image = np.asarray(cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA), np.float32)
+        batch = np.repeat(image.transpose(2, 0, 1)[None], self.batch_size, axis=0).astype(np.float32)
         start = time.perf_counter()
-        batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
-        outputs = self._run(np.repeat(batch, self._batch, axis=0))
-        if self._batch > 1:
-            outputs = {name: values[:1] for name, values in outputs.items()}
+        outputs = {name: values[:1] for name, values in self._run(batch).items()}
         milliseconds = 1000 * (time.perf_counter() - start)
         raw_score = outputs["pred_score"] if "pred_score" in outputs else np.max(outputs["anomaly_map"])
         if not all(np.isfinite(values).all() for values in (raw_score, outputs.get("anomaly_map", 0.0))):
@@ -91,7 +97,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def _run(self, batch: Array) -> dict[str, Array]:
-        """Return the model's outputs for a batch ``(B, 3, H, W)``; several threads call this at once."""
+        """Return the model's outputs for a batch ``(batch_size, 3, H, W)``; several threads call this at once."""
 
     @property
     def normal_scores(self) -> Array:
@@ -124,6 +130,7 @@ class OpenVINOScorer(Scorer):
         import openvino
 
         super().__init__(path, metadata)
+        self._path = path
         try:
             # Pinned, as is the default, the threads of several processes would share the first processors.
             limits = {} if threads is None else {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
@@ -133,10 +140,18 @@ class OpenVINOScorer(Scorer):
             raise ModelError(msg) from error
         make_room_for_signals()
         shape = [part.get_length() if part.is_static else None for part in self._model.input(0).partial_shape]
-        self._size, self._batch = _fixed_size(shape), shape[0] or 1
+        self.batch_size, self.size = shape[0] or 1, _fixed_size(shape)
+
+    def in_float32(self) -> "OpenVINOScorer":
+        """Return the same model with bfloat16 arithmetic, which OpenVINO uses where the processor has it, forbidden."""
+        import openvino
+
+        other = copy(self)
+        other._model = openvino.compile_model(self._path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # noqa: SLF001 - our own
+        return other
 
     def _run(self, batch: Array) -> dict[str, Array]:
-        results = self._model.create_infer_request().infer({0: _resize(batch, self._size)})
+        results = self._model.create_infer_request().infer({0: batch})
         return {name: np.array(value) for output, value in results.items() for name in output.names}
 
 
@@ -159,11 +174,11 @@ class ONNXScorer(Scorer):
             raise ModelError(msg) from error
         self._input = self._session.get_inputs()[0]
         self._names = [output.name for output in self._session.get_outputs()]
-        shape = self._input.shape
-        self._size, self._batch = _fixed_size(shape), shape[0] if isinstance(shape[0], int) else 1
+        first = self._input.shape[0]
+        self.batch_size, self.size = first if isinstance(first, int) else 1, _fixed_size(self._input.shape)
 
     def _run(self, batch: Array) -> dict[str, Array]:
-        outputs = self._session.run(None, {self._input.name: _resize(batch, self._size)})
+        outputs = self._session.run(None, {self._input.name: batch})
         return dict(zip(self._names, outputs, strict=True))
 
 
@@ -176,9 +191,17 @@ class CheckpointScorer(Scorer):
         import torch
 
         from anomalib_osdirf.export import metadata
+        from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 
-        module_class = _model_class(path, model)
-        module = module_class.load_from_checkpoint(path, map_location="cpu")
+        checkpoint = _plain(path)
+        module_class = _model_class(path, checkpoint, model)
+        more: dict[str, Any] = {}
+        if not hasattr(module_class, "check_fitted"):  # anomalib's own
+            if "pre_trained" in signature(module_class).parameters:
+                more["pre_trained"] = False  # or it downloads weights that the checkpoint has
+            if "false_alarm_rate" in (checkpoint.get("anomalib_post_processor_config") or {}):
+                more["post_processor"] = FalseAlarmPostProcessor()
+        module = module_class.load_from_checkpoint(path, map_location="cpu", **more)
         values = metadata.description(module.post_processor)
         if module.post_processor is not None:
             values |= metadata.post_processing_values(module.post_processor.state_dict())
@@ -187,13 +210,31 @@ class CheckpointScorer(Scorer):
             1 - float(getattr(module.post_processor, f"{level}_sensitivity", 0.5)) for level in ("image", "pixel")
         )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._module = module.eval().to(self._device)
+        self.module = module.eval().to(self._device)
+        self._transform_by(module.pre_processor.transform if module.pre_processor else None)
+
+    def _transform_by(self, transform: Any) -> None:  # noqa: ANN401 - torch.nn.Module or None
+        if self.module.pre_processor:
+            # What anomalib applies when a module is called; `Engine.predict` applies `transform`.
+            self.module.pre_processor.export_transform = transform
+
+    @contextmanager
+    def resizing_as_exported(self) -> Iterator[None]:
+        """Score without antialiasing where anomalib's exports lose it."""
+        kept = self.module.pre_processor.export_transform if self.module.pre_processor else None
+        from anomalib.pre_processing.utils.transform import get_exportable_transform
+
+        self._transform_by(get_exportable_transform(kept))
+        try:
+            yield
+        finally:
+            self._transform_by(kept)
 
     def _run(self, batch: Array) -> dict[str, Array]:
         import torch
 
         with torch.inference_mode():
-            outputs = self._module(torch.from_numpy(batch).to(self._device))._asdict()
+            outputs = self.module(torch.from_numpy(batch).to(self._device))._asdict()
         return {name: value.float().cpu().numpy() for name, value in outputs.items() if value is not None}
 
 
@@ -272,21 +313,27 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _model_class(path: Path, name: str | None) -> Any:  # noqa: ANN401 - a subclass of AnomalibModule
+def _plain(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, plain data only."""
     import torch
-    from anomalib.models.components import AnomalibModule
     from anomalib.utils.serialization import anomalib_safe_globals
 
-    import anomalib_osdirf.models  # noqa: F401 - makes them known
     from anomalib_osdirf.training.checkpoint_files import CheckpointError, plain_data_only
+
+    try:
+        with anomalib_safe_globals(), plain_data_only(path):
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+
+
+def _model_class(path: Path, checkpoint: Mapping[str, Any], name: str | None) -> Any:  # noqa: ANN401 - of AnomalibModule
+    from anomalib.models.components import AnomalibModule
+
+    import anomalib_osdirf.models  # noqa: F401 - makes them known
     from anomalib_osdirf.training.diffusion_training import MODEL_KEY
 
-    if name is None:
-        try:
-            with anomalib_safe_globals(), plain_data_only(path):
-                name = torch.load(path, map_location="cpu", weights_only=True).get(MODEL_KEY)
-        except CheckpointError as error:
-            raise ModelError(str(error)) from error
+    name = name or checkpoint.get(MODEL_KEY)
     classes = {known.lower(): found for known, found in subclasses(AnomalibModule).items()}
     if name is None or name.lower() not in classes:
         known = ", ".join(sorted(found.__name__ for found in classes.values()))
@@ -303,14 +350,6 @@ def _plane(values: Array) -> Array:
 def _fixed_size(shape: list[Any]) -> tuple[int, int] | None:
     height, width = shape[-2:]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
-
-
-def _resize(batch: Array, size: tuple[int, int] | None) -> Array:
-    """Resize a batch to the model's fixed size, if it has one."""
-    if size is None or batch.shape[-2:] == size:
-        return batch
-    pixels = cv2.resize(batch[0].transpose(1, 2, 0), size[::-1], interpolation=cv2.INTER_AREA)
-    return np.repeat(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), len(batch), axis=0)
 
 
 def _first_line(error: Exception) -> str:
