@@ -452,7 +452,10 @@ class FieldTraining(DiffusionTraining):
         if isnan(best):
             best = float("-inf") if self.needs_denoiser else 0.0
         self._seen_share = network.explained_share(seen, self.processes)
-        if share > best and (self.needs_denoiser or share >= _GENERALISES * self._seen_share):
+        if not self.needs_denoiser and share < _GENERALISES * self._seen_share:
+            if best > 0:  # too few images, from the start
+                network.remove_denoiser()
+        elif share > best:
             network.keep(share, step)
 
     # ------------------------------------------------------------------ scorer
@@ -527,8 +530,8 @@ class FieldTraining(DiffusionTraining):
 
     def _describe_denoiser(self) -> None:
         network = self.model.network
-        share, count = float(network.kept_share), 0 if self._judges is None else len(self._judges)
-        if isnan(share) and count:
+        share, count = self.explained_share, 0 if self._judges is None else len(self._judges)
+        if count and not int(network.kept_step):
             logger.info(
                 "Denoiser: on %d held-out images it explains %.1f %% of the noise that a linear one leaves, on images "
                 "of the training %.1f %%, so it has learnt too little or those by heart; the untrained one is kept, "
