@@ -40,8 +40,9 @@ def main(arguments: Sequence[str], program: str) -> int:
 
     file = find_model(options.checkpoint)
     if file.suffix != ".ckpt":
-        msg = f"CHECKPOINT {str(options.checkpoint)!r} is not a .ckpt file; give the checkpoint that was exported."
-        raise ModelError(msg)
+        raise ModelError(
+            f"CHECKPOINT {str(options.checkpoint)!r} is not a .ckpt file; give the checkpoint that was exported."
+        )
     images = list(_read(options.images) if options.images else drawn())
     checkpoint = CheckpointScorer(file, options.model)
     expected = [checkpoint.score(image) for image in images]
@@ -88,8 +89,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _tolerance(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        msg = f"{text!r} is not at least 0 and below 1"
-        raise argparse.ArgumentTypeError(msg)
+        raise argparse.ArgumentTypeError(f"{text!r} is not at least 0 and below 1")
     return value
 
 
@@ -108,8 +108,7 @@ def _read(folder: Path) -> Iterator[Array]:
 
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        msg = f"--images {str(folder)!r} has no image in it; give a folder of images, or leave it out."
-        raise ValueError(msg)
+        raise ValueError(f"--images {str(folder)!r} has no image in it; give a folder of images, or leave it out.")
     for file in files:
         yield read_image(file, _MAX_PIXELS)
 
@@ -119,11 +118,10 @@ def _check_same_model(checkpoint: Any, export: Any, path: Path) -> None:  # noqa
     name, trained = (export.metadata.get(one) for one in ("model", "trained"))
     own = getattr(checkpoint.module, "_trained", None)
     if (name and name != checkpoint.name) or (trained and own and trained != own):
-        msg = (
+        raise ValueError(
             f"EXPORT {str(path)!r} is of {name}, trained {trained or 'at an unknown time'}, and CHECKPOINT of "
             f"{checkpoint.name}, trained {own or 'at an unknown time'}; export the checkpoint again."
         )
-        raise ValueError(msg)
 
 
 def compare(expected: Sequence[Any], found: Sequence[Any], tolerance: float, threshold: float) -> Comparison:
