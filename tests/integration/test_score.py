@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_and_scores_each_image_once(
     assert "\r" not in said
     assert f"Scoring: {COUNT + len(BROKEN) - before} images in " in said
     names = [line.split(":")[0] for line in said.splitlines()]
-    assert names[-7:] == ["Model", "Scored now", "All scores", "Errors", "Scores", "Maps", "Look"]
+    assert names[-8:] == ["Model", "Scored now", "All scores", "Drift", "Errors", "Scores", "Maps", "Look"]
     _check(output, images, model)
     assert not parts.exists()
     row = pq.read_table(output).slice(0, 1).to_pylist()[0]

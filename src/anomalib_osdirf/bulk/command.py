@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from anomalib_osdirf.arguments import fail, positive
 from anomalib_osdirf.inference.scoring import ModelError, find_model, load_scorer
+from anomalib_osdirf.post_processing.drift import DriftWatch
 from anomalib_osdirf.progress import box, phase, step, summary
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _run(options: argparse.Namespace) -> "Totals":
         raise _OptionError(msg)
     scorer = load_scorer(model)  # a worker would say less clearly what is wrong with it
     name = f"{scorer.name}, {scorer.kind}, {model}"
+    watch = DriftWatch(scorer.normal_scores)
     del scorer
     maps = None if options.maps is None else str(options.maps.absolute())
     parquet = options.output.with_suffix(".parquet")  # which the next run goes on from
@@ -124,17 +126,17 @@ def _run(options: argparse.Namespace) -> "Totals":
         finished = store.finished(options.retry_errors)
         pending = [image for image in images if readable(image) not in finished]
     job = Job(str(model.absolute()), options.cpus, options.max_pixels, maps)
-    scored = _score(pending, job, store, options) if pending else "nothing, all images were scored before"
+    scored = _score(pending, job, store, watch, options) if pending else "nothing, all images were scored before"
     with step(f"Writing {options.output}", visible):
         totals = store.merge()
         if options.output != parquet:
             write_csv(parquet, options.output)
     if visible:
-        box("Scoring finished", _lines(name, scored, totals, options))
+        box("Scoring finished", _lines(name, scored, totals, watch, options))
     return totals
 
 
-def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Namespace) -> str:
+def _score(pending: list[str], job: "Job", store: "Store", watch: DriftWatch, options: argparse.Namespace) -> str:
     """Score images into a store, and report the totals."""
     from anomalib_osdirf.bulk.pipeline import RayError, score, started
 
@@ -150,6 +152,7 @@ def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Nam
         try:
             for table in phase("Scoring", rows, len(pending), visible, lambda table: table.num_rows):
                 store.add(table)
+                watch.add(score for score in table["score"].to_pylist() if score is not None)
                 done += table.num_rows
         finally:
             store.flush()
@@ -159,13 +162,17 @@ def _score(pending: list[str], job: "Job", store: "Store", options: argparse.Nam
     return f"{speed}, {workers} {'worker' if workers == 1 else 'workers'}"
 
 
-def _lines(name: str, scored: str, totals: "Totals", options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def _lines(
+    name: str, scored: str, totals: "Totals", watch: DriftWatch, options: argparse.Namespace
+) -> Iterator[tuple[str, str]]:
     yield "Model", name
     yield "Scored now", scored
     yield (
         "All scores",
         f"{totals.images} images, {totals.anomalous} anomalous, {totals.scored - totals.anomalous} normal",
     )
+    if watch.windows:
+        yield "Drift", f"{watch.sentence()} {watch.warnings} of {watch.windows} windows drift."
     if totals.errors:
         yield "Errors", f"{totals.errors}, see the column error; the first: {totals.first_error}"
     yield "Scores", str(options.output)
