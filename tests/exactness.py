@@ -61,7 +61,7 @@ def export(
             convert(model, args, file, **options)
             return
         asked = repr(arguments.get("onnx_kwargs")) if kind == "onnx" else ""  # an OpenVINO model is finished later
-        key = (checkpoint, kind, calibrated, asked, file.name)
+        key = (checkpoint, kind, calibrated, asked, arguments.get("input_size"), file.name)
         if key not in _CONVERTED:
             convert(model, args, file, **options)
             _CONVERTED[key] = {part.name: part.read_bytes() for part in file.parent.glob(f"{file.name}*")}

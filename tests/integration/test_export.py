@@ -26,6 +26,7 @@ from anomalib_osdirf.features import coarse
 from exactness import TOLERANCES, compare, export, predict, textured_files
 from processor import has_bfloat16, precisions
 from small_data import small_folder
+from static_graphs import check_static, outputs_of
 from textures import textured_image
 
 SHAPES = [(1, 64, 64), (2, 90, 70), (7, 40, 120)]
@@ -52,26 +53,24 @@ def reference(unclipped: Path) -> OSDIRF:
     return OSDIRF.load_from_checkpoint(unclipped).eval()
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_onnx_runtime(exported: dict[str, Path], reference: OSDIRF, shape: tuple[int, int, int]) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(exported["onnx"], providers=["CPUExecutionProvider"])
+def test_runtimes(exported: dict[str, Path], reference: OSDIRF, shape: tuple[int, int, int], kind: str) -> None:
     images = _images(*shape)
-    outputs = dict(
-        zip([output.name for output in session.get_outputs()], session.run(None, {"input": images}), strict=True)
-    )
-    _check(outputs, reference, images)
+    _check(outputs_of(exported[kind], images), reference, images)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_openvino(exported: dict[str, Path], reference: OSDIRF, shape: tuple[int, int, int]) -> None:
-    import openvino
-
-    compiled = openvino.Core().compile_model(exported["openvino"], "CPU")
-    images = _images(*shape)
-    outputs = {name: value for output, value in compiled(images).items() for name in output.get_names()}
-    _check(outputs, reference, images)
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_an_input_size_makes_graphs_static(kind: str, unclipped: Path, reference: OSDIRF, tmp_path: Path) -> None:
+    file = export(kind, tmp_path, unclipped, input_size=(90, 70))
+    check_static(file)
+    images = _images(1, 90, 70)
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(images))
+    outputs = outputs_of(file, images)
+    assert set(outputs) == {"pred_score", "pred_label", "anomaly_map", "pred_mask"}  # or anomalib's inferencer stops
+    np.testing.assert_allclose(outputs["pred_score"], expected.pred_score.numpy(), atol=1e-5)
+    np.testing.assert_allclose(outputs["anomaly_map"], expected.anomaly_map.numpy(), atol=1e-5)
 
 
 def _check(outputs: dict[str, np.ndarray], reference: OSDIRF, images: np.ndarray) -> None:
@@ -403,6 +402,10 @@ class TestBadInput:
     )
     def test_options(self, trained: Any, tmp_path: Path, option: dict[str, str], match: str) -> None:
         _refused(match, ValueError, trained, tmp_path, onnx_kwargs=option)
+
+    @pytest.mark.parametrize("size", [(0, 64), (64,), (64, 64, 3)])
+    def test_input_size(self, trained: Any, tmp_path: Path, size: Any) -> None:
+        _refused(r"input_size=\(.*a height and a width", ValueError, trained, tmp_path, input_size=size)
 
     def test_folder_that_can_not_be_written(self, trained: Any, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("not a folder")

@@ -13,12 +13,14 @@ import torch
 import yaml
 from anomalib.callbacks import TilerConfigurationCallback
 from anomalib.data import Folder, PredictDataset
-from anomalib.deploy import TorchInferencer
+from anomalib.data.utils.tiler import Tiler
+from anomalib.deploy import CompressionType, TorchInferencer
 
 from anomalib_osdirf import OSDIRF
 from anomalib_osdirf.__main__ import main
 from anomalib_osdirf.inference.reading import read_image
 from small_data import small_folder
+from static_graphs import check_static, outputs_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiles.yaml"
 GOOD, DEFECTIVE = 12, 2
@@ -121,11 +123,34 @@ def test_torch_exports_score_as_the_checkpoint(
 
 
 @pytest.mark.parametrize("export", ["to_onnx", "to_openvino"])
-def test_graphs_with_tiles_are_refused(export: str, trained_on_tiles: Path, tmp_path: Path) -> None:
-    model = OSDIRF.load_from_checkpoint(trained_on_tiles)
-    with pytest.raises(ValueError, match="--export_type torch"):
-        getattr(model, export)(tmp_path)
+def test_a_graph_for_one_image_size_scores_as_the_checkpoint(
+    export: str, trained_on_tiles: Path, sheets: Path, tmp_path: Path
+) -> None:
+    """Of overlapping tiles, whose maps are averaged."""
+    model = OSDIRF.load_from_checkpoint(trained_on_tiles).eval()
+    model.model.tiler = Tiler(tile_size=64, stride=32)
+    image = _read(sheets / "defect" / "0.png")
+    file = getattr(model, export)(tmp_path, input_size=tuple(image.shape[-2:]))
+    check_static(file)
+    # The plugin takes some of the filter bank's operations to bfloat16, whatever their marks.
+    outputs = outputs_of(file, image.numpy(), {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        expected = model(image)
+    np.testing.assert_allclose(outputs["pred_score"], expected.pred_score.numpy(), atol=1e-4)
+    np.testing.assert_allclose(outputs["anomaly_map"], expected.anomaly_map.numpy(), atol=1e-4)
+
+
+def test_a_graph_for_any_image_size_is_refused(trained_on_tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"input_size is missing; give --input_size"):
+        OSDIRF.load_from_checkpoint(trained_on_tiles).to_onnx(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tiles_are_not_calibrated_on(trained_on_tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"compression_type=INT8_PTQ .* tiles"):
+        OSDIRF.load_from_checkpoint(trained_on_tiles).to_openvino(
+            tmp_path, input_size=(128, 192), compression_type=CompressionType.INT8_PTQ
+        )
 
 
 def test_other_tiles_than_the_checkpoints_are_refused(

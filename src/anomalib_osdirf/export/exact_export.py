@@ -24,8 +24,15 @@ from anomalib_osdirf.export import metadata, quantisation
 from anomalib_osdirf.export.exact_resize import exact_export_transform
 from anomalib_osdirf.export.files import move_export, unfinished_export
 from anomalib_osdirf.export.openvino_precision import keep_float32, keep_small_constants
-from anomalib_osdirf.export.options import CALIBRATED, ExportOptions, check_max_drop, compression_of, need
-from anomalib_osdirf.export.post_processing import OPSET, append_post_processor
+from anomalib_osdirf.export.options import (
+    CALIBRATED,
+    ExportOptions,
+    check_input_size,
+    check_max_drop,
+    compression_of,
+    need,
+)
+from anomalib_osdirf.export.post_processing import OPSET, append_post_processor, drop_inner_names
 from anomalib_osdirf.export.quantiser import Quantiser
 from anomalib_osdirf.progress import step
 from anomalib_osdirf.runs import run_of
@@ -69,8 +76,8 @@ class ExactExport(ExportMixin, ABC):
     def check_fitted(self) -> None:
         """Raise an error if the model is not fitted."""
 
-    def check_graph(self) -> None:
-        """Raise an error if the model can't be made an ONNX or OpenVINO graph."""
+    def check_graph(self, input_size: tuple[int, int] | None) -> None:
+        """Raise an error if the model can't be made an ONNX or OpenVINO graph for that image size, ``None`` for any."""
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -124,14 +131,18 @@ class ExactExport(ExportMixin, ABC):
     ) -> Path:
         """Export to ONNX, see anomalib; opset 18 unless told otherwise.
 
+        With an ``input_size``, every shape in the graph is fixed, for one image at a time.
         Keyword arguments are options of this class and of ``torch.onnx.export``.
         """
         need("onnx", "onnxscript")
         options, kwargs = ExportOptions.split(kwargs)
         kwargs = {"opset_version": OPSET, "verbose": verbose(), **kwargs}
+        if input_size is not None and "dynamic_axes" not in kwargs:
+            kwargs.setdefault("dynamic_shapes", None)  # anomalib leaves the batch dynamic
         if self._exporting:  # called by anomalib from within to_openvino
             return ExportMixin.to_onnx(self, Path(export_root), model_file_name, input_size, **kwargs)
-        self.check_graph()
+        check_input_size(input_size)
+        self.check_graph(input_size)
 
         def export(root: Path) -> Path:
             with self._without_post_processor(unless=options.post_processor):
@@ -171,7 +182,10 @@ class ExactExport(ExportMixin, ABC):
         compression = compression_of(compression_type)
         need("openvino", "onnx", "onnxscript", *(["nncf"] if compression in _BY_NNCF else []))
         send_nothing()
-        self.check_graph()
+        check_input_size(input_size)
+        self.check_graph(input_size)
+        if compression in CALIBRATED and getattr(self.model, "tiler", None) is not None:
+            raise ValueError(f"compression_type={compression.name} can't calibrate a model on tiles; use FP16 or INT8.")
         if compression in CALIBRATED and datamodule is None:
             raise ValueError(
                 f"compression_type={compression.name} needs images to calibrate on, and datamodule is missing; "
@@ -218,6 +232,7 @@ class ExactExport(ExportMixin, ABC):
             )
             if post_processor is not None and options.post_processor:
                 network = append_post_processor(network, post_processor)
+            drop_inner_names(network)
             metadata.write_openvino(values, network)
             if compression == CompressionType.FP16:
                 network = keep_small_constants(network)

@@ -48,7 +48,8 @@ class ExactResize(nn.Module):
         # Transposed by broadcasting, not by a transposition: OpenVINO's CPU plugin takes those to bfloat16.
         rows = self._weights(images.shape[-2], self.size[0], (-1, 1), images)
         columns = self._weights(images.shape[-1], self.size[1], (1, -1), images)
-        return rows @ images @ columns
+        # Columns first: OpenVINO's CPU plugin can't normalise channels behind a product with constants on the right.
+        return rows @ (images @ columns)
 
     def _weights(self, in_size: int, out_size: int, out_shape: tuple[int, int], like: Tensor) -> Tensor:
         """Share of each input pixel in each output pixel, output pixels along the axis where ``out_shape`` is -1."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user can ask of an export: checked before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -49,6 +49,16 @@ class ExportOptions:
         """
         own = {name: value for name, value in kwargs.items() if name in cls.__dataclass_fields__}
         return cls(**own), {name: value for name, value in kwargs.items() if name not in own}
+
+
+def check_input_size(input_size: tuple[int, int] | None) -> None:
+    """Raise an error if the size of images is no height and width."""
+    sides = input_size if isinstance(input_size, Sequence) else [input_size]
+    if input_size is not None and [isinstance(side, int) and side > 0 for side in sides] != [True, True]:
+        raise ValueError(
+            f"input_size={input_size!r} is not a height and a width in pixels; use [512, 640] for images of 512 rows "
+            "and 640 columns."
+        )
 
 
 def check_max_drop(max_drop: float) -> None:

@@ -70,3 +70,16 @@ def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # no
         for target in parameter.output(0).get_target_inputs():
             target.replace_source_output(source)
     return openvino.Model(post.get_results(), network.get_parameters(), network.get_friendly_name())
+
+
+def drop_inner_names(network: Any) -> None:  # noqa: ANN401 - openvino.Model
+    """Take the names off a model's inner tensors, in place.
+
+    OpenVINO gives an output the names of a tensor too that an operation without effect reshapes into it, as in graphs
+    of fixed shapes, and anomalib's inferencer takes no other names than its own.
+    """
+    kept = {name for port in (*network.inputs, *network.outputs) for name in port.get_names()}
+    kept |= {f"raw_{name}" for name in _INPUTS}
+    for node in network.get_ops():
+        for output in node.outputs():
+            output.set_names(output.get_names() & kept)

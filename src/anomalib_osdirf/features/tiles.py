@@ -1,12 +1,18 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Large images in tiles, by anomalib's ``Tiler``: each tile is scored as if it were an image."""
+"""Large images in tiles, as anomalib's ``Tiler`` has them: each tile is scored as if it were an image.
 
-from collections.abc import Sequence
+Its own cut and join write into a tensor tile by tile, which makes graphs that few runtimes take.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
+import torch
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler, compute_new_image_size
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def number_of_tiles(tiler: Tiler, height: int, width: int) -> int:
@@ -65,7 +71,39 @@ def cut(tiler: Tiler, images: Tensor) -> Tensor:
         ValueError: If tiles don't fill them exactly.
     """
     number_of_tiles(tiler, *images.shape[-2:])
-    return tiler.tile(images)
+    tops, lefts = _corners(tiler, images.shape)
+    rows = (images[..., top : top + tiler.tile_size_h, :] for top in tops)
+    return torch.stack([row[..., left : left + tiler.tile_size_w] for row in rows for left in lefts], 1).flatten(0, 1)
+
+
+def join(tiler: Tiler, maps: Tensor, shape: Sequence[int]) -> Tensor:
+    """Join maps ``(B * T, C, h, w)`` of the tiles of images ``(B, ..., H, W)``, with their mean where they overlap."""
+    tops, lefts = _corners(tiler, shape)
+    below, beside = shape[-2] - tiler.tile_size_h, shape[-1] - tiler.tile_size_w
+    columns = maps.unflatten(0, (-1, len(tops), len(lefts))).unbind(2)
+    rows = _sum(pad(part, (left, beside - left)) for left, part in zip(lefts, columns, strict=True)).unbind(1)
+    joined = _sum(pad(row, (0, 0, top, below - top)) for top, row in zip(tops, rows, strict=True))
+    down = _tiles_over(shape[-2], tops, tiler.tile_size_h, maps)
+    across = _tiles_over(shape[-1], lefts, tiler.tile_size_w, maps)
+    return joined / down.unsqueeze(1) / across
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)
+
+
+def _tiles_over(length: int, starts: Sequence[int], size: int, like: Tensor) -> Tensor:
+    """Count the tiles over each pixel of an axis."""
+    counts = [sum(start <= pixel < start + size for start in starts) for pixel in range(length)]
+    return torch.tensor(counts, dtype=like.dtype, device=like.device)
+
+
+def _corners(tiler: Tiler, shape: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the first rows and the first columns of an image's tiles."""
+    return (
+        range(0, shape[-2] - tiler.tile_size_h + 1, tiler.stride_h),
+        range(0, shape[-1] - tiler.tile_size_w + 1, tiler.stride_w),
+    )
 
 
 def described(tiler: Tiler | None) -> str:

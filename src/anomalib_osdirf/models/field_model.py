@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A field network and a scorer: image in, anomaly map and score out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,13 +43,16 @@ class FieldModel(nn.Module):
         """
         self.check_fitted()
         if torch.compiler.is_exporting():
-            return self._score(images)
+            return self._join(images, [self._score(some) for some in self.tiles_of(images)])
         with torch.autocast(images.device.type, enabled=False):
-            if self.tiler is None:
-                return self._score(images.float())
-            parts = [self._score(some.float())._asdict() for some in self.tiles_of(images)]
-        scores, maps = (torch.cat([part[name] for part in parts]) for name in ("pred_score", "anomaly_map"))
-        return InferenceBatch(pred_score=scores.view(len(images), -1).amax(dim=1), anomaly_map=self.tiler.untile(maps))
+            return self._join(images, [self._score(some.float()) for some in self.tiles_of(images)])
+
+    def _join(self, images: Tensor, parts: Sequence[InferenceBatch]) -> InferenceBatch:
+        if self.tiler is None:
+            return parts[0]
+        scores, maps = (torch.cat([getattr(part, name) for part in parts]) for name in ("pred_score", "anomaly_map"))
+        score = scores.view(len(images), -1).amax(dim=1)
+        return InferenceBatch(pred_score=score, anomaly_map=tiles.join(self.tiler, maps, images.shape))
 
     def _score(self, images: Tensor) -> InferenceBatch:
         field, fine = self.network(images)
@@ -61,7 +64,9 @@ class FieldModel(nn.Module):
         if self.tiler is None:
             yield images
         else:
-            yield from tiles.cut(self.tiler, images).split(_TILES_AT_ONCE)
+            cut = tiles.cut(self.tiler, images)
+            # At once in a graph, which would have the network once for each part.
+            yield from cut.split(len(cut) if torch.compiler.is_exporting() else _TILES_AT_ONCE)
 
     def freeze(self) -> "FieldModel":
         """Return the same model for deployment, see :meth:`FieldNetwork.freeze`."""

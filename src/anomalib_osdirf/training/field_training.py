@@ -597,12 +597,16 @@ class FieldTraining(DiffusionTraining):
         super().on_load_checkpoint(checkpoint)
         self.model.tiler = own or tiles.from_plain(saved)
 
-    def check_graph(self) -> None:
-        """Refuse models on tiles."""
-        if self.model.tiler is not None:
+    def check_graph(self, input_size: tuple[int, int] | None) -> None:
+        """Refuse models on tiles whose number is unknown.
+
+        Raises:
+            ValueError: If there are such.
+        """
+        if self.model.tiler is not None and input_size is None:
             raise ValueError(
-                "A model on tiles can't be exported to ONNX or OpenVINO; use --export_type torch, or score with the "
-                "checkpoint."
+                "A model on tiles is exported to ONNX or OpenVINO for images of one size, and input_size is missing; "
+                "give --input_size '[HEIGHT, WIDTH]', or use --export_type torch for images of any size."
             )
 
 
