@@ -407,6 +407,20 @@ class TestBadInput:
     def test_input_size(self, trained: Any, tmp_path: Path, size: Any) -> None:
         _refused(r"input_size=\(.*a height and a width", ValueError, trained, tmp_path, input_size=size)
 
+    def test_input_size_of_other_images_than_those_to_calibrate_on(
+        self, trained: Any, tmp_path: Path, parts: Path
+    ) -> None:
+        datamodule = small_folder(parts)
+        _refused(
+            r"input_size=\(90, 70\)",
+            ValueError,
+            trained,
+            tmp_path,
+            "INT8_PTQ",
+            datamodule=datamodule,
+            input_size=(90, 70),
+        )
+
     def test_folder_that_can_not_be_written(self, trained: Any, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("not a folder")
         with pytest.raises(OSError, match=r"export_root='.*file/model'"):

@@ -184,13 +184,8 @@ class ExactExport(ExportMixin, ABC):
         send_nothing()
         check_input_size(input_size)
         self.check_graph(input_size)
-        if compression in CALIBRATED and getattr(self.model, "tiler", None) is not None:
-            raise ValueError(f"compression_type={compression.name} can't calibrate a model on tiles; use FP16 or INT8.")
-        if compression in CALIBRATED and datamodule is None:
-            raise ValueError(
-                f"compression_type={compression.name} needs images to calibrate on, and datamodule is missing; "
-                "pass the training's data with --data (datamodule=...)."
-            )
+        if compression in CALIBRATED:
+            self._check_calibration(compression.name, input_size, datamodule)
         check_max_drop(max_drop)
 
         def export(root: Path) -> Path:
@@ -241,6 +236,21 @@ class ExactExport(ExportMixin, ABC):
             return path
 
         return self._export(export_root, f"openvino-{model_file_name}", export)
+
+    def _check_calibration(self, name: str, input_size: tuple[int, int] | None, datamodule: Any) -> None:  # noqa: ANN401
+        if getattr(self.model, "tiler", None) is not None:
+            raise ValueError(f"compression_type={name} can't calibrate a model on tiles; use FP16 or INT8.")
+        if datamodule is None:
+            raise ValueError(
+                f"compression_type={name} needs images to calibrate on, and datamodule is missing; "
+                "pass the training's data with --data (datamodule=...)."
+            )
+        size = image_size_of(self.pre_processor)
+        if input_size is not None and size not in (None, list(input_size)):
+            raise ValueError(
+                f"input_size={input_size!r} is not the size of the images that compression_type={name} calibrates on, "
+                f"as the pre-processor resizes them; use {size}, or FP16 or INT8."
+            )
 
     def _prepare_images(self, datamodule: Any, destination: Path) -> None:  # noqa: ANN401
         """Read a datamodule's images as in training, skipping broken ones if training did."""
