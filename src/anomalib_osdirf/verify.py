@@ -36,7 +36,7 @@ class Comparison:
 def main(arguments: Sequence[str], program: str) -> int:
     """Compare; return 1 if an export differs by more than the tolerance."""
     options = _parser(program).parse_args(arguments)
-    from anomalib_osdirf.inference.scoring import CheckpointScorer, ModelError, find_model, load_scorer
+    from anomalib_osdirf.inference.scoring import CheckpointScorer, ModelError, find_model, load_scorer, resized
 
     file = find_model(options.checkpoint)
     if file.suffix != ".ckpt":
@@ -53,15 +53,20 @@ def main(arguments: Sequence[str], program: str) -> int:
         export = load_scorer(path)
         _check_same_model(checkpoint, export, path)
         name = f"{path.name}, {export.kind}"
+        own, wanted = images, expected
+        if export.size is not None:
+            own = [resized(image, export.size) for image in images]
+            wanted = [checkpoint.score(image) for image in own]
+            name += f", {export.size[0]} x {export.size[1]}"
         try:
-            found = [export.score(image) for image in images]
+            found = [export.score(image) for image in own]
         except Exception as error:  # noqa: BLE001 - runtimes have exceptions of their own
             differences.append(f"{name}, fails: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}.")
             continue
-        result = compare(expected, found, options.tolerance, checkpoint.threshold)
+        result = compare(wanted, found, options.tolerance, checkpoint.threshold)
         table.add_row(name, f"{result.score:.1e}", f"{result.map:.1e}", str(result.labels), _milliseconds(found))
         if not result.exact:
-            differences.append(f"{name}, {_cause(checkpoint, export, images, options.tolerance)}.")
+            differences.append(f"{name}, {_cause(checkpoint, export, own, options.tolerance)}.")
     Console().print(table)
     for sentence in differences or [f"Every export is within {options.tolerance:g} of the checkpoint."]:
         say(sentence)
@@ -160,23 +165,21 @@ def _cause(checkpoint: Any, export: Any, images: Sequence[Array], tolerance: flo
     if any(name in export.metadata and not _near(export.metadata[name], trained[name]) for name in trained):
         return "differs in thresholds"
 
-    def is_exact(chosen: Sequence[Array]) -> bool:
-        own, found = ([model.score(image) for image in chosen] for model in (checkpoint, export))
-        return not chosen or compare(own, found, tolerance, checkpoint.threshold).exact
+    def is_exact() -> bool:
+        own, found = ([model.score(image) for image in images] for model in (checkpoint, export))
+        return compare(own, found, tolerance, checkpoint.threshold).exact
 
-    if export.size is not None and is_exact([image for image in images if image.shape[:2] == export.size]):
-        return f"differs where it resizes images to its fixed {export.size[0]} x {export.size[1]}"
     precision = str(export.metadata.get("compression_type", "FP32"))
     with checkpoint.resizing_as_exported():
-        if is_exact(images):
+        if is_exact():
             return "differs in the resize, whose antialiasing is lost in the export"
         if precision == "FP32" and hasattr(export, "in_float32"):
             export = export.in_float32()
-            if is_exact(images):
+            if is_exact():
                 return "differs in the resize and by bfloat16 arithmetic"
     if precision != "FP32":
         return f"differs by its precision {precision}"
-    return "differs by bfloat16 arithmetic" if is_exact(images) else "differs in the network"
+    return "differs by bfloat16 arithmetic" if is_exact() else "differs in the network"
 
 
 def _near(one: Any, other: Any) -> bool:  # noqa: ANN401 - numbers, lists of them, or None

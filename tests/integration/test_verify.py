@@ -42,6 +42,14 @@ def test_an_export_of_ours_is_exact(unclipped: Path, exported: Path, capsys: pyt
     assert "Every export is within 0.0001" in printed(capsys)
 
 
+def test_an_export_of_fixed_size_is_compared_on_images_of_that_size(
+    unclipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = OSDIRF.load_from_checkpoint(unclipped).to_onnx(tmp_path, input_size=(90, 70))
+    assert main(["verify", str(unclipped), str(export)]) == 0
+    assert "90 x 70" in printed(capsys)
+
+
 def test_a_changed_threshold_is_found(unclipped: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = exported.with_name("other.xml")
     for suffix in (".xml", ".bin", ".json"):

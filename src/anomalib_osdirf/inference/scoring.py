@@ -70,7 +70,7 @@ class Scorer(ABC):
     def score(self, image: Array) -> Score:
         """Score an image ``(H, W, 3)``, in 0 to 1."""
         if self.size is not None and image.shape[:2] != self.size:
-            image = np.asarray(cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA), np.float32)
+            image = resized(image, self.size)
         batch = np.repeat(image.transpose(2, 0, 1)[None], self.batch_size, axis=0).astype(np.float32)
         start = time.perf_counter()
         outputs = {name: values[:1] for name, values in self._run(batch).items()}
@@ -350,6 +350,11 @@ def _plane(values: Array) -> Array:
 def _fixed_size(shape: list[Any]) -> tuple[int, int] | None:
     height, width = shape[-2:]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def resized(image: Array, size: tuple[int, int]) -> Array:
+    """Resize an image ``(H, W, 3)`` to the height and width of an export of fixed size."""
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _first_line(error: Exception) -> str:
