@@ -39,7 +39,7 @@ def _scoring(name: str, trained: Any, parts: Path, root: Path) -> nn.Module:
         return InvAD.load_from_checkpoint(_train(InvAD, parts, root)).model.eval()
     torch.manual_seed(0)
     diffusion = DiffusionADModel(
-        base_channels=8, channel_multipliers=(1, 2), attention_levels=1, segmentation_channels=8
+        base_channels=8, channel_multipliers=(1, 2), residual_blocks=2, attention_levels=1, segmentation_channels=8
     )
     diffusion.num_steps += 1
     return diffusion.eval()
