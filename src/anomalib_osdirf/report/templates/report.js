@@ -505,7 +505,7 @@ const showDifferences = () => {
   find("this-run").textContent = run().label;
   find("shared").textContent = !compared
     ? "No scored test image is in both runs, so there is nothing to compare: test both on the same images."
-    : `${compared} test images are in both runs${left ? `, and ${left} are in one of them only and left out` : ""}. Each run is taken at its own threshold. A number shows its images.`;
+    : `${compared} test images are in both runs${left ? `, and ${left} are in one of them only, and not compared` : ""}. Each run is taken at its own threshold. A number shows its images.`;
   find("differing").hidden = !compared;
   const cell = (row, who) => {
     const key = `${row} ${who}`, made = element("button", { type: "button", textContent: counts.get(key) ?? 0, disabled: !counts.get(key) });
