@@ -25,8 +25,8 @@ from anomalib_osdirf.features.filter_bank import FilterBank
 
 FILTER_BANK = "filter_bank"
 FINE = 2  # fine positions for one of the field's, in each direction
-# Layers by default. Those of stride 2 and 4 cost detection where parts don't lie alike (docs/lab-notes.md).
-_DEFAULT_STRIDES = (8, 16)
+# Layers by default. One of stride 2 costs detection where parts don't lie alike (docs/lab-notes.md).
+_DEFAULT_STRIDES = (4, 8, 16)
 # Of a transformer, whose blocks all have one stride. RAD's (arXiv 2601.22763) are blocks 3, 6, 9 and 11 of 12, counted
 # from 0: the last ones tell what something is, those in the middle where and how. Dinomaly (arXiv 2405.14325) takes the
 # middle eight.

@@ -71,8 +71,8 @@ class FieldTraining(DiffusionTraining):
     Args:
         backbone: timm model whose frozen features are used, or ``filter_bank``, fixed filters that need no weights.
             Defaults to ``tf_efficientnet_lite0``.
-        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 8 and 16 or, of
-            a transformer, blocks 3, 6, 9 and 11 of 12. Defaults to ``None``.
+        layers: Layers of the backbone, such as ``[blocks.1, blocks.2]``; ``None`` takes those of stride 4, 8 and 16 or,
+            of a transformer, blocks 3, 6, 9 and 11 of 12. Defaults to ``None``.
         pre_trained: Load pre-trained weights; ``False`` leaves the backbone random. Defaults to ``True``.
         backbone_weights: Local .safetensors or .pth file to load instead of an installed package's (extra ``weights``,
             for ``tf_efficientnet_lite0``) or a download. Defaults to ``None``.

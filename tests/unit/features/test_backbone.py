@@ -16,10 +16,10 @@ from anomalib_osdirf.features.backbone import resized
 NAME = "test_efficientnet"
 
 
-def test_default_layers_are_those_of_stride_8_and_16() -> None:
+def test_default_layers_are_those_of_stride_4_to_16() -> None:
     backbone = build_backbone(NAME, None, 4)
     info = timm.create_model(NAME, features_only=True).feature_info
-    used = [index for index, stride in enumerate(info.reduction()) if stride in {8, 16}]
+    used = [index for index, stride in enumerate(info.reduction()) if stride in {4, 8, 16}]
     assert backbone.out_channels == sum(info.channels()[index] for index in used)
     assert backbone.max_stride == 16
 
