@@ -49,7 +49,7 @@ def _timms_names(name: str) -> str:
 def test_features_are_those_of_the_file_by_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """An independent reading goes by names, where the package's goes by order."""
     state: dict[str, Tensor] = torch.load(_installed_file(), weights_only=True)
-    reference = timm.create_model(NAME, features_only=True, out_indices=(2, 3)).eval()
+    reference = timm.create_model(NAME, features_only=True, out_indices=(1, 2, 3)).eval()
     reference.load_state_dict({_timms_names(name): value for name, value in state.items()}, strict=False)
     assert torch.equal(reference.state_dict()["blocks.4.1.conv_pwl.weight"], state["_blocks.9._project_conv.weight"])
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("a hub was asked"))
