@@ -101,7 +101,7 @@ class FieldTraining(DiffusionTraining):
         **arguments: Those of :class:`~anomalib_osdirf.training.diffusion_training.DiffusionTraining`.
     """
 
-    structure = 4
+    structure = 5
     network_parts = (FieldNetwork,)
     needs_denoiser = False  # whether an untrained denoiser gives no field worth scoring
 
