@@ -4,6 +4,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +71,14 @@ def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def write_video(file: Path) -> Path:
-    """Write a film for a made-up camera: of grey, with a brighter part at the upper left."""
+def write_video(file: Path, lights: Sequence[int] = (204,)) -> Path:
+    """Write a film of grey frames, each with a brighter part of the given brightness at the upper left."""
     width, height = 160, 120
-    light = np.full((height, width), 60, np.uint8)
-    light[: height // 4, : width // 4] = 204
     colour = bytes([128]) * (width * height // 2)
-    file.write_bytes(f"YUV4MPEG2 W{width} H{height} F10:1 C420jpeg\n".encode() + b"FRAME\n" + light.tobytes() + colour)
+    data = f"YUV4MPEG2 W{width} H{height} F10:1 C420jpeg\n".encode()
+    for light in lights:
+        grey = np.full((height, width), 60, np.uint8)
+        grey[: height // 4, : width // 4] = light
+        data += b"FRAME\n" + grey.tobytes() + colour
+    file.write_bytes(data)
     return file

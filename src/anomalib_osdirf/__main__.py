@@ -23,7 +23,7 @@ PROGRAM = "python -m anomalib_osdirf"
 # for help and errors, and returns the exit status; errors that the user can fix become one line in `main` below.
 SUBCOMMANDS = {
     "train": ("anomalib_osdirf.train", "Train on a folder of parts, test, export and report, all into one folder."),
-    "predict": ("anomalib_osdirf.predict", "Score a folder of images with a checkpoint or an exported model."),
+    "predict": ("anomalib_osdirf.predict", "Score images, a video or a camera with a checkpoint or an exported model."),
     "quickstart": ("anomalib_osdirf.quickstart", "Train, test and export OSDIRF on the embedded data set."),
     "threshold": ("anomalib_osdirf.threshold", "Set the image threshold of a checkpoint or an OpenVINO export."),
     "verify": ("anomalib_osdirf.verify", "Compare exported models with the checkpoint that they are of."),

@@ -1,9 +1,10 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m anomalib_osdirf predict``: score a folder of images with a checkpoint or an exported model."""
+"""``python -m anomalib_osdirf predict``: score images, a video or a camera with a checkpoint or an exported model."""
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from rich.table import Table
 from anomalib_osdirf.arguments import positive
 from anomalib_osdirf.progress import phase, say
 
+# First columns of a row, name within the folder or video, and pixels or the error that says why there are none.
+Item = tuple[dict[str, Any], Path, Any]
+
 _SUFFIXES = (".csv", ".parquet")
 _MOST_ROWS = 50
 
@@ -22,11 +26,21 @@ def main(arguments: Sequence[str], program: str) -> int:
     """Score images; return 1 if none could be scored."""
     options = _parser(program).parse_args(arguments)
     from anomalib_osdirf.inference.scoring import load_scorer
+    from anomalib_osdirf.inference.video import Video, is_video
 
-    files = _files(options.folder)
+    items: Iterator[Item]
+    if is_video(options.images):
+        video = Video(options.images, options.max_pixels)
+        items, count = _frames(video), video.count
+    else:
+        files = _files(options.images)
+        items, count = _read(files, options), len(files)
     _check_output(options.output)
     scorer = load_scorer(options.model_file, options.model)
-    rows = list(phase("Scoring", _rows(scorer, files, options), len(files), visible=True))
+    scored = _rows(scorer, items, options.overlays)
+    if is_video(options.images):
+        scored = _until_interrupted(scored)
+    rows = list(phase("Scoring", scored, count, visible=True))
     if options.output is not None:
         _write(rows, options.output)
     _print(rows, options)
@@ -36,13 +50,19 @@ def main(arguments: Sequence[str], program: str) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Score a folder of images with any anomalib model: scores, labels and boxes of the "
-        "largest anomalous region. `score` is for very many images, `anomalib predict` for what else anomalib can do.",
+        description="Score images, a video or a camera's frames with any anomalib model: scores, labels and boxes of "
+        "the largest anomalous region. `score` is for very many images, `anomalib predict` for what else anomalib can "
+        "do.",
     )
     parser.add_argument(
         "model_file", type=Path, metavar="MODEL", help=".ckpt, .xml or .onnx file, or a run folder with one"
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, searched recursively")
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="folder of images, searched recursively; an image; a video; or a camera's number, until Ctrl+C",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write them to a .csv or .parquet file")
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="also write images with maps and boxes over them")
     parser.add_argument("--model", help="model class of a checkpoint that does not name it, such as Patchcore")
@@ -55,7 +75,8 @@ def _files(folder: Path) -> list[Path]:
         return [folder]
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     if not files:
-        msg = f"FOLDER {str(folder)!r} {'is empty' if folder.is_dir() else 'does not exist'}; give a folder of images."
+        problem = "is empty" if folder.is_dir() else "does not exist"
+        msg = f"IMAGES {str(folder)!r} {problem}; give a folder of images, an image, a video or a camera's number."
         raise ValueError(msg)
     return files
 
@@ -72,16 +93,40 @@ def _check_output(output: Path | None) -> None:
         )
 
 
-def _rows(scorer: Any, files: Sequence[Path], options: argparse.Namespace) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-    """Yield one row per file, with the error if it could not be scored."""
-    from anomalib_osdirf.app.overlay import overlay
+def _read(files: Sequence[Path], options: argparse.Namespace) -> Iterator[Item]:
     from anomalib_osdirf.inference.reading import ImageError, read_image, readable
-    from anomalib_osdirf.inference.scoring import ModelError, largest_region
 
     for file in files:
-        row: dict[str, Any] = {"path": readable(str(file)), "score": None, "label": None, "box": None, "error": None}
+        about = {"path": readable(str(file))}
+        name = Path(file.name) if file == options.images else file.relative_to(options.images)
         try:
-            image = read_image(file, options.max_pixels)
+            yield about, name, read_image(file, options.max_pixels)
+        except ImageError as error:
+            yield about, name, error
+
+
+def _frames(video: Any) -> Iterator[Item]:  # noqa: ANN401
+    from anomalib_osdirf.inference.reading import ImageError, readable
+
+    path, folder = readable(video.name), Path(video.name).name
+    try:
+        for number, (seconds, pixels) in enumerate(video.frames()):
+            yield {"path": path, "frame": number, "seconds": seconds}, Path(folder, f"{number:06d}"), pixels
+    except ImageError as error:
+        yield {"path": path, "frame": None, "seconds": None}, Path(folder), error
+
+
+def _rows(scorer: Any, items: Iterator[Item], overlays: Path | None) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+    """Yield one row per image, with the error if it could not be scored."""
+    from anomalib_osdirf.app.overlay import overlay
+    from anomalib_osdirf.inference.reading import ImageError, readable
+    from anomalib_osdirf.inference.scoring import ModelError, largest_region
+
+    for about, name, image in items:
+        row: dict[str, Any] = {**about, "score": None, "label": None, "box": None, "error": None}
+        try:
+            if isinstance(image, ImageError):
+                raise image
             found = scorer.score(image)
         except (ImageError, ModelError) as error:
             yield row | {"error": readable(str(error))}
@@ -89,23 +134,32 @@ def _rows(scorer: Any, files: Sequence[Path], options: argparse.Namespace) -> It
         height, width = image.shape[:2]
         box = None if found.mask is None else largest_region(found.mask, width, height)
         row |= {"score": found.score, "label": found.label, "box": box and " ".join(map(str, box))}
-        if options.overlays is not None:
+        if overlays is not None:
             picture = overlay(image, found.map, threshold=scorer.pixel_threshold)
-            _write_overlay(picture, box, picture.shape[1] / width, options.overlays / _below(file, options.folder))
+            title = f"{_label(row)} {found.score:.3f}"
+            file = overlays / name.with_name(f"{name.name}.png")
+            _write_overlay(picture, box, picture.shape[1] / width, title, file)
         yield row
 
 
-def _below(file: Path, folder: Path) -> Path:
-    relative = Path(file.name) if file == folder else file.relative_to(folder)
-    return relative.with_name(f"{relative.name}.png")
+def _until_interrupted(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    with suppress(KeyboardInterrupt):
+        yield from rows
 
 
-def _write_overlay(pixels: Any, box: list[int] | None, scale: float, file: Path) -> None:  # noqa: ANN401
+def _label(row: dict[str, Any]) -> str:
+    return "anomalous" if row["label"] else "normal"
+
+
+def _write_overlay(pixels: Any, box: list[int] | None, scale: float, title: str, file: Path) -> None:  # noqa: ANN401
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
     if box is not None:
-        ImageDraw.Draw(picture).rectangle([round(side * scale) for side in box], outline="red", width=2)
+        draw.rectangle([round(side * scale) for side in box], outline="red", width=2)
+    draw.rectangle(draw.textbbox((4, 4), title), fill="black")
+    draw.text((4, 4), title, fill="white")
     file.parent.mkdir(parents=True, exist_ok=True)
     picture.save(file)
 
@@ -130,8 +184,11 @@ def _print(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     anomalous = sum(row["label"] for row in scored)
     table = Table("image", "score", "label", "box", title=f"{anomalous} of {len(scored)} images are anomalous")
     for row in scored[:_MOST_ROWS]:
-        name = Path(row["path"]).relative_to(options.folder) if options.folder.is_dir() else row["path"]
-        table.add_row(str(name), f"{row['score']:.3f}", "anomalous" if row["label"] else "normal", row["box"])
+        if "frame" in row:
+            name = f"frame {row['frame']}, {row['seconds']:.2f} s"
+        else:
+            name = str(Path(row["path"]).relative_to(options.images) if options.images.is_dir() else row["path"])
+        table.add_row(name, f"{row['score']:.3f}", _label(row), row["box"])
     Console().print(table)
     if len(scored) > _MOST_ROWS:
         say(f"... and {len(scored) - _MOST_ROWS} with lower scores; --output scores.csv has them all.")

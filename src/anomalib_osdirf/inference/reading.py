@@ -26,7 +26,7 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
     """
     try:
         with Image.open(regular(path)) as image:
-            _check_size(path, image, max_pixels)
+            check_size(path.name, *image.size, max_pixels)
             grey = deep_grey(image)
             return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255) if grey is None else grey
     except Image.DecompressionBombError as error:
@@ -74,10 +74,10 @@ def readable(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def _check_size(path: Path, image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image of too many pixels."""
     if width * height > max_pixels:
         raise ImageError(
-            f"{path.name} has {width} x {height} pixels, more than the {max_pixels / 1e6:g} million that are allowed "
+            f"{name} has {width} x {height} pixels, more than the {max_pixels / 1e6:g} million that are allowed "
             "(--max-pixels)."
         )
