@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from anomalib_osdirf.report import pictures
-from anomalib_osdirf.report.results import ImageResult, ResultsWriter, name_groups, pack_counts, pack_shares
+from anomalib_osdirf.report.results import ImageResult, ResultsWriter, name_groups, pack
 
 POST_PROCESSING = {
     "image_threshold": 10.0,
@@ -34,7 +34,7 @@ def image_result(
     mask[: side // 2, : side // 2] = float(label == 1)
     anomaly_map = (noise[0] + mask) / 2
     grey, low, high = pictures.encode_map(anomaly_map, side)
-    counts = pictures.count_pixels(anomaly_map, mask, 0, 1)
+    counts = [pack(part) for part in pictures.count_pixels(anomaly_map, mask, 0, 1)]
     category, kind = name_groups(path, label, None)
     return ImageResult(
         path=path,
@@ -49,9 +49,9 @@ def image_result(
         map_low=low,
         map_high=high,
         mask=pictures.encode_mask(mask, side) if label == 1 else None,
-        normal_pixels=pack_counts(counts[0]),
-        anomalous_pixels=pack_counts(counts[1]),
-        regions=pack_shares(counts[2]),
+        normal_pixels=counts[0],
+        anomalous_pixels=counts[1],
+        regions=counts[2],
     )
 
 
@@ -67,7 +67,7 @@ def write_results(folder: Path, images: list[ImageResult], **entries: Any) -> Pa
     }
     writer.put({**defaults, **entries})
     writer.add_images(images)
-    writer.add_losses([(step, 1 / (step + 1), float(step)) for step in range(5)])
+    writer.add_losses([(step, 1 / (step + 1)) for step in range(5)])
     return folder
 
 

@@ -31,8 +31,7 @@ from anomalib_osdirf.report.results import (
     Results,
     ResultsWriter,
     name_groups,
-    pack_counts,
-    pack_shares,
+    pack,
 )
 from anomalib_osdirf.report.summary import print_summary, write_predictions
 from anomalib_osdirf.runs import is_run
@@ -41,8 +40,7 @@ from anomalib_osdirf.terminal import is_quiet
 logger = logging.getLogger(__name__)
 
 _LOSSES_AT_ONCE = 50
-_MOST_LOSSES = 4000
-_MAP_SIDE = 128
+_PICTURE_SIDE, _MAP_SIDE = 256, 128  # pixels
 _PACKAGES = ("anomalib-osdirf", "anomalib", "lightning", "torch", "torchvision", "timm", "openvino", "nncf", "onnx")
 
 
@@ -58,13 +56,8 @@ class ReportCallback(Callback):
             Defaults to ``None``.
         page (bool): Whether to make the page after a test; ``python -m anomalib_osdirf report`` makes it otherwise.
             Defaults to ``True``.
-        picture_size (int): Longest side of the small pictures in pixels.
-            Defaults to ``256``.
         quiet (bool): Whether to leave out the summary in the terminal.
             Defaults to ``False``.
-
-    Raises:
-        ValueError: If ``picture_size`` is below 32.
 
     Example:
         >>> from anomalib.engine import Engine
@@ -72,22 +65,14 @@ class ReportCallback(Callback):
         >>> engine = Engine(callbacks=[ReportCallback()])
     """
 
-    def __init__(
-        self, folder: Path | str | None = None, page: bool = True, picture_size: int = 256, quiet: bool = False
-    ) -> None:
-        if picture_size < 32:
-            msg = f"picture_size={picture_size} is too small to see anything; use 32 or more."
-            raise ValueError(msg)
+    def __init__(self, folder: Path | str | None = None, page: bool = True, quiet: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
         self.page = page
-        self.picture_size = picture_size
         self.quiet = quiet
         self._writer: ResultsWriter | None = None
         self._trained = False  # in this process: the run folder is ours
         self._start = 0.0
-        self._losses: list[tuple[int, Tensor, float]] = []
-        self._every = 1
-        self._kept = 0
+        self._losses: list[tuple[int, Tensor]] = []
         self._images: Tensor | None = None
 
     @contextmanager
@@ -114,7 +99,7 @@ class ReportCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new results file."""
         self._start = time.perf_counter()
-        self._losses, self._every, self._kept = [], 1, 0
+        self._losses = []
         if trainer.is_global_zero:
             with self._writing(trainer):
                 self._writer = ResultsWriter(self._folder(trainer), fresh=True)
@@ -128,13 +113,13 @@ class ReportCallback(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Keep the loss; a long training's thinned out."""
+        """Keep the loss."""
         # Several processes have a loss each; ours tell that of the whole batch, too.
         loss = outputs.get("train_loss", outputs.get("loss")) if isinstance(outputs, dict) else outputs
-        if self._writer is None or not isinstance(loss, Tensor) or trainer.global_step % self._every:
+        if self._writer is None or not isinstance(loss, Tensor):
             return
         # Losses stay on the device until there are some, as each transfer waits for it.
-        self._losses.append((trainer.global_step, loss.detach(), time.perf_counter() - self._start))
+        self._losses.append((trainer.global_step, loss.detach()))
         if len(self._losses) >= _LOSSES_AT_ONCE:
             self._write_losses(trainer)
 
@@ -151,7 +136,6 @@ class ReportCallback(Callback):
             "state": "finished",
             "seconds": time.perf_counter() - self._start,
             "steps": trainer.global_step,
-            "epochs": trainer.current_epoch,
             "images": _length(getattr(getattr(trainer, "datamodule", None), "train_data", None)),
         }
         with self._writing(trainer):
@@ -162,11 +146,8 @@ class ReportCallback(Callback):
         if self._writer is None or not self._losses:
             return
         with self._writing(trainer):
-            self._writer.add_losses([(step, float(loss), seconds) for step, loss, seconds in self._losses])
-        self._kept += len(self._losses)
+            self._writer.add_losses([(step, float(loss)) for step, loss in self._losses])
         self._losses = []
-        if self._kept > _MOST_LOSSES / 2:
-            self._every, self._kept = self._every * 2, self._kept // 2
 
     # ------------------------------------------------------------------ test
 
@@ -189,10 +170,8 @@ class ReportCallback(Callback):
         saved = trainer.ckpt_path or getattr(trainer.checkpoint_callback, "best_model_path", None)
         checkpoint = Path(str(saved)).resolve() if saved else None
         if self._writer is None and not (checkpoint and checkpoint.is_relative_to(self._folder(trainer).resolve())):
-            writer.forget_losses()
-            writer.forget(["training", "training_command", "training_config"])
-        writer.forget(["metrics", "latencies"])
-        writer.forget_images()
+            writer.forget_training()
+        writer.forget_test()
         writer.put(
             {
                 **_description(trainer, pl_module),
@@ -268,23 +247,20 @@ class ReportCallback(Callback):
             score=score if score is not None and math.isfinite(score) else None,
             width=width,
             height=height,
-            picture=None if image is None else pictures.encode_image(image, self.picture_size),
+            picture=None if image is None else pictures.encode_image(image, _PICTURE_SIDE),
             map=None,
             map_low=None,
             map_high=None,
-            mask=pictures.encode_mask(mask, self.picture_size) if mask is not None and mask.any() else None,
+            mask=pictures.encode_mask(mask, _PICTURE_SIDE) if mask is not None and mask.any() else None,
             normal_pixels=None,
             anomalous_pixels=None,
             regions=None,
         )
         if anomaly_map is not None:
-            result.map, result.map_low, result.map_high = pictures.encode_map(
-                anomaly_map, min(self.picture_size, _MAP_SIDE)
-            )
+            result.map, result.map_low, result.map_high = pictures.encode_map(anomaly_map, _MAP_SIDE)
             if mask is not None and span is not None and mask.shape == anomaly_map.shape:
-                normal, anomalous, regions = pictures.count_pixels(anomaly_map, mask, *span)
-                result.normal_pixels, result.anomalous_pixels = pack_counts(normal), pack_counts(anomalous)
-                result.regions = pack_shares(regions)
+                counts = pictures.count_pixels(anomaly_map, mask, *span)
+                result.normal_pixels, result.anomalous_pixels, result.regions = map(pack, counts)
         return result
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -296,7 +272,6 @@ class ReportCallback(Callback):
             "state": "finished",
             "images": _number_of_images(trainer),
             "seconds": time.perf_counter() - self._start,
-            "batch_size": getattr(trainer.test_dataloaders, "batch_size", None),
         }
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         with self._writing(trainer):

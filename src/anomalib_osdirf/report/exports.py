@@ -32,15 +32,7 @@ class Export:
 
 
 def find_exports(folder: Path, latencies: dict[str, Any] | None = None) -> list[Export]:
-    """List the models below a results folder.
-
-    Args:
-        folder: Results folder.
-        latencies: What :func:`measure` found, by the path below the folder.
-
-    Returns:
-        The models, checkpoints last.
-    """
+    """List the models below a results folder, checkpoints last, with the latencies that :func:`measure` found."""
     exports = []
     for file in sorted((folder / "weights").rglob("*")):
         kind = _KINDS.get(file.suffix)
@@ -57,9 +49,6 @@ def find_exports(folder: Path, latencies: dict[str, Any] | None = None) -> list[
 
 def measure(folder: Path) -> dict[str, Any]:
     """Time the OpenVINO and ONNX models below a results folder on this processor, one image at a time.
-
-    Args:
-        folder: Results folder.
 
     Returns:
         Median and 95 % quantile in milliseconds, image size and processor, by the path below the folder.

@@ -3,9 +3,9 @@
 """The page: one HTML file about one or more results folders, with everything it needs inside."""
 
 import base64
-import hashlib
 import logging
 import math
+import os
 import shlex
 import zlib
 from collections import Counter
@@ -19,13 +19,14 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.filesize import decimal
 
 from anomalib_osdirf.colours import COLOURS, THRESHOLD, TRUTH
 from anomalib_osdirf.export import metadata
 from anomalib_osdirf.post_processing.p_values import EXPONENTS, normalise, raw_scores
+from anomalib_osdirf.progress import duration
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.exports import Export, find_exports
-from anomalib_osdirf.report.logs import read_losses
 from anomalib_osdirf.report.pictures import map_outline, mask_outline, page_picture
 from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError
 from anomalib_osdirf.report.statistics import Estimate
@@ -172,12 +173,6 @@ class Run:
         return found
 
     @cached_property
-    def losses(self) -> NDArray[np.float64]:
-        """Steps and training losses, ``(N, 2)``: what the callback kept, or else what a logger did."""
-        kept = self.results.losses[:, :2]
-        return kept if len(kept) else read_losses(self.results.folder)
-
-    @cached_property
     def exports(self) -> list[Export]:
         """Models in the folder."""
         return find_exports(self.results.folder, self.entries.get("latencies"))
@@ -241,16 +236,8 @@ class Run:
         return found[0] if found else None
 
 
-def write_page(folders: Sequence[Path], output: Path, title: str | None = None) -> Path:
-    """Make a page about results folders.
-
-    Args:
-        folders: Results folders, each with a results file.
-        output: File to write.
-        title: Heading of the page; made of the models' and data's names where it is ``None``.
-
-    Returns:
-        The file.
+def write_page(folders: Sequence[Path], output: Path) -> Path:
+    """Write a page about results folders to a file, and return that.
 
     Raises:
         ResultsError: If a folder has no results.
@@ -261,7 +248,7 @@ def write_page(folders: Sequence[Path], output: Path, title: str | None = None) 
         msg = f"A report page needs {' and '.join(missing)}; install the extra: pip install 'anomalib-osdirf[report]'."
         raise ModuleNotFoundError(msg)
     runs = _load(folders)
-    html = _render(runs, title, output.parent)
+    html = _render(runs, output.parent)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     try:
@@ -274,14 +261,9 @@ def write_page(folders: Sequence[Path], output: Path, title: str | None = None) 
 
 
 def write_page_or_warn(folders: Sequence[Path], output: Path) -> Path | None:
-    """Make a page at the end of a test, which must not fail for a missing package or a full disk after hours.
+    """Write a page at the end of a test, which must not fail for a missing package or a full disk after hours.
 
-    Args:
-        folders: Results folders, each with a results file.
-        output: File to write.
-
-    Returns:
-        The file, ``None`` if packages of the extra ``report`` are missing or it can't be written.
+    Where there is one, this is a warning, and ``None`` is returned.
     """
     try:
         return write_page(folders, output)
@@ -315,7 +297,7 @@ def _load(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _render(runs: list[Run], title: str | None, place: Path) -> str:
+def _render(runs: list[Run], place: Path) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -325,14 +307,12 @@ def _render(runs: list[Run], title: str | None, place: Path) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"figure": _figure, "bytes": _bytes, "duration": _duration}
-    if title is None:
-        models = ", ".join(dict.fromkeys(run.model for run in runs))
-        data = ", ".join(dict.fromkeys(run.data for run in runs if run.data))
-        title = f"{models} on {data}" if data else models
+    environment.filters |= {"figure": _figure, "bytes": decimal, "duration": duration}
+    models = ", ".join(dict.fromkeys(run.model for run in runs))
+    data = ", ".join(dict.fromkeys(run.data for run in runs if run.data))
     pictures, shown, side = _pictures(runs)
     return environment.get_template("report.html.jinja").render(
-        title=title,
+        title=f"{models} on {data}" if data else models,
         made=metadata.now(),
         version=metadata.versions()["anomalib-osdirf"],
         runs=runs,
@@ -418,18 +398,6 @@ def _figure(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
-def _bytes(value: float) -> str:
-    return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
 # ---------------------------------------------------------------------- data for the page's script
 
 
@@ -474,7 +442,7 @@ def _run_data(run: Run, shown: dict[int, list[Any]]) -> dict[str, Any]:
         "sizes": results.sizes.tolist(),
         "shown": [shown.get(index) for index in range(len(paths))],
         "curves": statistics.curves(run.scores[scored], results.labels[scored]),
-        "losses": _thin(run.losses).tolist(),
+        "losses": _thin(run.results.losses).tolist(),
     }
 
 
@@ -484,19 +452,13 @@ def _interval(estimate: Estimate | None) -> list[float] | None:
 
 def _common_folder(paths: list[str]) -> str:
     """Return the folder that all paths have in common, but for the last, which tells the kind."""
-    folders = [Path(path).parent.parts for path in paths]
-    if not folders:
+    folders = {Path(path).parent for path in paths}
+    try:
+        common = Path(os.path.commonpath(folders))
+    except ValueError:  # no paths, or both absolute and relative ones
         return ""
-    count = 0
-    for parts in zip(*folders, strict=False):
-        if len(set(parts)) > 1:
-            break
-        count += 1
-    count = min(count, len(folders[0]) - 1)
-    if count <= 0:
-        return ""
-    separator = "" if folders[0][0].endswith("/") and count == 1 else "/"
-    return Path(*folders[0][:count]).as_posix() + separator
+    common = common.parent if common in folders else common
+    return "" if common == Path() else f"{common.as_posix().rstrip('/')}/"
 
 
 def _thin(losses: NDArray[np.float64], most: int = 600) -> NDArray[np.float64]:
@@ -533,37 +495,35 @@ def _pictures(runs: list[Run]) -> tuple[list[str], list[dict[int, list[Any]]], i
         for index, item in zip(order, stored, strict=True):
             if collected.characters > limit:
                 break
-            low, high = item.map_low or 0.0, item.map_high or 0.0
-            outlines = [mask_outline(item.mask), map_outline(item.map, low, high, run.pixel_threshold)]
+            low, high = item["map_low"] or 0.0, item["map_high"] or 0.0
+            outlines = [mask_outline(item["mask"]), map_outline(item["map"], low, high, run.pixel_threshold)]
             collected.characters += sum(map(len, outlines))
             shown[number][index] = [
-                collected.add(page_picture(item.picture, side)),
-                collected.add(page_picture(item.map, side)),
+                collected.add(page_picture(item["picture"], side)),
+                collected.add(page_picture(item["map"], side)),
                 float(f"{low:.4g}"),
                 float(f"{high:.4g}"),
                 *outlines,
             ]
-    return collected.pictures, shown, side
+    return list(collected.numbers), shown, side
 
 
 @dataclass
 class _Collected:
     """Pictures, each once."""
 
-    pictures: list[str] = field(default_factory=list)
-    numbers: dict[bytes, int] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
     characters: int = 0
 
     def add(self, data: bytes | None) -> int | None:
         """Return the picture's number."""
         if data is None:
             return None
-        digest = hashlib.sha256(data).digest()
-        if digest not in self.numbers:
-            self.numbers[digest] = len(self.pictures)
-            self.pictures.append(f"data:image/webp;base64,{base64.b64encode(data).decode()}")
-            self.characters += len(self.pictures[-1])
-        return self.numbers[digest]
+        address = f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+        if address not in self.numbers:
+            self.numbers[address] = len(self.numbers)
+            self.characters += len(address)
+        return self.numbers[address]
 
 
 def _map_range(run: Run) -> tuple[float, float]:

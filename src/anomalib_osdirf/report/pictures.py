@@ -37,7 +37,9 @@ def encode_map(anomaly_map: Tensor, size: int) -> tuple[bytes, float, float]:
 def encode_mask(mask: Tensor, size: int) -> bytes:
     """Encode a mask ``(H, W)``; what is thinner than a pixel of the small picture stays visible."""
     values = (mask.detach().float().cpu().numpy() > 0.5).astype(np.float32)
-    return _png(Image.fromarray((_shrink(values, size) > 0.1).astype(np.uint8) * 255).convert("1"))
+    buffer = io.BytesIO()
+    Image.fromarray((_shrink(values, size) > 0.1).astype(np.uint8) * 255).convert("1").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def page_picture(picture: bytes | None, side: int) -> bytes | None:
@@ -49,34 +51,25 @@ def page_picture(picture: bytes | None, side: int) -> bytes | None:
 
 
 def map_outline(grey: bytes | None, low: float, high: float, threshold: float | None) -> str:
-    """Outline where a map is above a threshold.
-
-    Args:
-        grey: The map's grey picture.
-        low: Value of black.
-        high: Value of white.
-        threshold: Threshold, ``None`` for none.
+    """Outline where a map, a grey picture from ``low`` (black) to ``high`` (white), is above a threshold.
 
     Returns:
         SVG path in a square of side 255; empty where nothing is above.
     """
     if grey is None or threshold is None or high <= threshold:
         return ""
-    size = (_OUTLINE_SIDE + 1, _OUTLINE_SIDE + 1)
-    values = cv2.resize(_decode(grey)[..., 0].astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    return _outline(low + values / 255 * (high - low) > threshold)
+    return _outline(grey, 255 * (threshold - low) / (high - low))
 
 
 def mask_outline(mask: bytes | None) -> str:
     """Outline a mask, as :func:`map_outline` does a map."""
-    if mask is None:
-        return ""
+    return "" if mask is None else _outline(mask, 127.5)
+
+
+def _outline(grey: bytes, level: float) -> str:
     size = (_OUTLINE_SIDE + 1, _OUTLINE_SIDE + 1)
-    return _outline(cv2.resize(_decode(mask)[..., 0], size, interpolation=cv2.INTER_LINEAR) > 127)
-
-
-def _outline(inside: NDArray[np.bool_]) -> str:
-    found, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    values = cv2.resize(_decode(grey)[..., 0].astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    found, _ = cv2.findContours((values > level).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     largest = sorted(found, key=cv2.contourArea, reverse=True)[:_MOST_LINES]
     lines = [cv2.approxPolyDP(line, 0.8, closed=True)[:, 0] for line in largest]
     return "".join("M" + "L".join(f"{x} {y}" for x, y in line) + "Z" for line in lines)
@@ -102,23 +95,13 @@ def _webp(pixels: NDArray) -> bytes:
     return buffer.getvalue()
 
 
-def _png(image: Image.Image, **options: bytes) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True, **options)
-    return buffer.getvalue()
-
-
 PIXEL_BINS = 1024
 
 
 def count_pixels(anomaly_map: Tensor, mask: Tensor, low: float, high: float) -> tuple[NDArray, NDArray, NDArray]:
-    """Count pixels by the map's value.
+    """Count the pixels of a map ``(H, W)`` by its value, apart by the ground truth ``mask`` ``(H, W)``.
 
-    Args:
-        anomaly_map: Map ``(H, W)``.
-        mask: Ground truth ``(H, W)``.
-        low: Lower end of the bins; they get wider from here on, as most pixels have low values.
-        high: Upper end.
+    Bins reach from ``low`` to ``high`` and become wider upwards, as most pixels have low values.
 
     Returns:
         Counts of normal and of anomalous pixels, and the sum over connected anomalous regions of the share of each

@@ -9,7 +9,7 @@ what it had, and large tests need no memory. Scores are the model's own, before 
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_osdirf.report.logs import find_logs
 from anomalib_osdirf.runs import RESULTS
 
 FILE_NAME = RESULTS
-FORMAT = 2
+FORMAT = 3
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entry (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS loss (step INTEGER PRIMARY KEY, value REAL, seconds REAL);
+CREATE TABLE IF NOT EXISTS loss (step INTEGER PRIMARY KEY, value REAL);
 CREATE TABLE IF NOT EXISTS image (
     id INTEGER PRIMARY KEY, path TEXT UNIQUE, label INTEGER, category TEXT, kind TEXT, score REAL,
     width INTEGER, height INTEGER, picture BLOB, map BLOB, map_low REAL, map_high REAL, mask BLOB,
@@ -40,7 +39,7 @@ _LIGHT = "id, path, label, category, kind, score, width, height"
 class ImageResult:
     """What a test found in one image."""
 
-    path: str | None  # None where the data have none
+    path: str | None
     label: int | None  # 0 normal, 1 anomalous, None unknown
     category: str
     kind: str
@@ -52,20 +51,9 @@ class ImageResult:
     map_low: float | None
     map_high: float | None
     mask: bytes | None  # small picture of the ground truth, white where anomalous
-    normal_pixels: bytes | None  # counts of the map's values in pixels of either class, by `pack_counts`
+    normal_pixels: bytes | None  # counts of the map's values in pixels of either class, by `pack`
     anomalous_pixels: bytes | None
-    regions: bytes | None  # shares of the anomalous regions' pixels by the map's value, summed, by `pack_shares`
-
-
-@dataclass
-class Pictures:
-    """The pictures of one image, see :class:`ImageResult`."""
-
-    picture: bytes | None
-    map: bytes | None
-    map_low: float | None
-    map_high: float | None
-    mask: bytes | None
+    regions: bytes | None  # shares of the anomalous regions' pixels by the map's value, summed, by `pack`
 
 
 class ResultsError(ValueError):
@@ -96,25 +84,22 @@ class ResultsWriter:
         with closing(self._connect()) as database, database:
             self._put(database, entries)
 
-    def forget(self, names: Sequence[str]) -> None:
-        """Remove entries."""
-        with closing(self._connect()) as database, database:
-            database.executemany("DELETE FROM entry WHERE name = ?", [(name,) for name in names])
-
-    def forget_images(self) -> None:
-        """Remove the images of an earlier test."""
-        with closing(self._connect()) as database, database:
-            database.execute("DELETE FROM image")
-
-    def forget_losses(self) -> None:
-        """Remove an earlier training's losses."""
+    def forget_training(self) -> None:
+        """Remove what is there of an earlier training."""
         with closing(self._connect()) as database, database:
             database.execute("DELETE FROM loss")
+            database.execute("DELETE FROM entry WHERE name IN ('training', 'training_command', 'training_config')")
 
-    def add_losses(self, losses: Iterable[tuple[int, float, float]]) -> None:
-        """Add losses: step, value, seconds since the training's start."""
+    def forget_test(self) -> None:
+        """Remove what is there of an earlier test."""
         with closing(self._connect()) as database, database:
-            database.executemany("INSERT OR REPLACE INTO loss VALUES (?, ?, ?)", losses)
+            database.execute("DELETE FROM image")
+            database.execute("DELETE FROM entry WHERE name IN ('metrics', 'latencies')")
+
+    def add_losses(self, losses: Iterable[tuple[int, float]]) -> None:
+        """Add losses: step, value."""
+        with closing(self._connect()) as database, database:
+            database.executemany("INSERT OR REPLACE INTO loss VALUES (?, ?)", losses)
 
     def add_images(self, images: Iterable[ImageResult]) -> None:
         """Add images; one whose path is there already is left out, as samplers repeat images to fill up batches."""
@@ -138,7 +123,7 @@ class Results:
 
     Attributes:
         entries: What was stored by name.
-        losses: Array of steps, values and seconds, ``(N, 3)``.
+        losses: Array of steps and values, ``(N, 2)``.
         ids: Numbers of the images in the file; all further attributes have one item for each.
         paths: Paths, ``None`` where the data have none.
         labels: 0 normal, 1 anomalous, -1 unknown.
@@ -165,16 +150,18 @@ class Results:
                 self.entries = {
                     name: json.loads(value) for name, value in database.execute("SELECT name, value FROM entry")
                 }
-                self._check_format()
+                if self.entries.get("format") != FORMAT:
+                    raise ResultsError(
+                        f"{str(self.file)!r} has format {self.entries.get('format')}, and this version reads {FORMAT}; "
+                        "run the test again, or use the version of anomalib-osdirf that wrote it."
+                    )
                 self.losses = np.array(
-                    database.execute("SELECT step, value, seconds FROM loss ORDER BY step").fetchall(), dtype=np.float64
-                ).reshape(-1, 3)
+                    database.execute("SELECT step, value FROM loss ORDER BY step").fetchall(), dtype=np.float64
+                ).reshape(-1, 2)
                 rows = database.execute(f"SELECT {_LIGHT} FROM image ORDER BY id").fetchall()
-        except (sqlite3.DatabaseError, ValueError) as error:
-            if isinstance(error, ResultsError):
-                raise
-            msg = f"{str(self.file)!r} can't be read ({error}); delete it and run the test again."
-            raise ResultsError(msg) from error
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            sentence = f"{str(self.file)!r} can't be read ({error}); delete it and run the test again."
+            raise ResultsError(sentence) from error
         self.ids: list[int] = [row[0] for row in rows]
         self.paths: list[str | None] = [row[1] for row in rows]
         self.labels = np.array([-1 if row[2] is None else row[2] for row in rows], dtype=np.int64)
@@ -192,15 +179,6 @@ class Results:
             with closing(sqlite3.connect(self.file, timeout=60)) as database:
                 database.execute("SELECT name FROM entry").fetchone()
 
-    def _check_format(self) -> None:
-        found = self.entries.get("format")
-        if found != FORMAT:
-            msg = (
-                f"{str(self.file)!r} has format {found}, this version reads {FORMAT}; run the test again, or use the "
-                "version of anomalib-osdirf that wrote it."
-            )
-            raise ResultsError(msg)
-
     def picture_bytes(self) -> NDArray[np.int64]:
         """Return how many bytes each image's pictures take."""
         size = " + ".join(f"coalesce(length({name}), 0)" for name in ("picture", "map", "mask"))
@@ -208,12 +186,13 @@ class Results:
             rows = database.execute(f"SELECT {size} FROM image ORDER BY id").fetchall()
         return np.array([row[0] for row in rows], dtype=np.int64)
 
-    def pictures(self, ids: Iterable[int]) -> Iterator[Pictures]:
-        """Yield the pictures of images by their numbers."""
+    def pictures(self, ids: Iterable[int]) -> Iterator[sqlite3.Row]:
+        """Yield ``picture``, ``map``, ``map_low``, ``map_high`` and ``mask`` of images by their numbers."""
         statement = "SELECT picture, map, map_low, map_high, mask FROM image WHERE id = ?"
         with closing(self._connect()) as database:
+            database.row_factory = sqlite3.Row
             for number in ids:
-                yield Pictures(*database.execute(statement, (number,)).fetchone())
+                yield database.execute(statement, (number,)).fetchone()
 
     def map_range(self) -> tuple[float, float] | None:
         """Return the smallest and largest value of all maps."""
@@ -224,52 +203,29 @@ class Results:
     def pixel_counts(
         self,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """Return counts of pixels by the map's value, and for which images there are any.
-
-        Returns:
-            Counts ``(n, bins)`` of normal and of anomalous pixels in the n images that have them, the sums over
-            anomalous regions of the shares of their pixels ``(n, bins)``, and a mask ``(N,)`` of those images.
-        """
+        """Return the counts of the n images with masks, ``(n, bins)`` each, and a mask of these images, ``(N,)``."""
         with closing(self._connect()) as database:
             rows = database.execute("SELECT normal_pixels, anomalous_pixels, regions FROM image ORDER BY id").fetchall()
         known = np.array([row[0] is not None for row in rows], dtype=np.bool_)
         counted = [row for row in rows if row[0] is not None]
-        normal = np.array([unpack_counts(row[0]) for row in counted], dtype=np.float32)
-        anomalous = np.array([unpack_counts(row[1]) for row in counted], dtype=np.float32)
-        regions = np.array([unpack_shares(row[2]) for row in counted], dtype=np.float32)
+        normal, anomalous, regions = (np.array([unpack(row[part]) for row in counted]) for part in range(3))
         return normal, anomalous, regions, known
 
 
-def pack_counts(counts: NDArray[Any]) -> bytes:
-    """Compress counts."""
-    return zlib.compress(counts.astype("<u4").tobytes(), 6)
+def pack(values: NDArray[Any]) -> bytes:
+    """Compress an array, in float32: counts of an image's pixels are exact in it."""
+    return zlib.compress(values.astype("<f4").tobytes(), 6)
 
 
-def unpack_counts(packed: bytes) -> NDArray[np.uint32]:
-    """Reverse :func:`pack_counts`."""
-    return np.frombuffer(zlib.decompress(packed), dtype="<u4")
-
-
-def pack_shares(shares: NDArray[np.float32]) -> bytes:
-    """Compress shares."""
-    return zlib.compress(shares.astype("<f4").tobytes(), 6)
-
-
-def unpack_shares(packed: bytes) -> NDArray[np.float32]:
-    """Reverse :func:`pack_shares`."""
+def unpack(packed: bytes) -> NDArray[np.float32]:
+    """Reverse :func:`pack`."""
     return np.frombuffer(zlib.decompress(packed), dtype="<f4")
 
 
 def name_groups(path: str | None, label: int | None, category: str | None) -> tuple[str, str]:
-    """Tell an image's category and kind of defect from where it lies.
+    """Tell an image's category (empty for none) and kind of defect from its path and label.
 
-    Args:
-        path: Path of the image, as ``.../<category>/test/<kind>/000.png`` or ``.../<kind>/000.png``.
-        label: 0 normal, 1 anomalous, ``None`` unknown.
-        category: The data's own name for its category, if it has one.
-
-    Returns:
-        Names of category and kind, the former empty where there is none.
+    Paths are ``.../<category>/test/<kind>/000.png`` or ``.../<kind>/000.png``. ``category`` is the data's own name.
     """
     parts = Path(path or "").parts
     if not category:
@@ -282,10 +238,7 @@ def name_groups(path: str | None, label: int | None, category: str | None) -> tu
 def _no_results(folder: Path) -> str:
     if not folder.is_dir():
         return f"results folder {str(folder)!r} does not exist; give the folder that a training or test wrote to."
-    log = next((path.name for path in find_logs(folder)), None)
-    logged = "" if log is None else f" (a log of the training, {log}, is not enough for a page)"
     return (
-        f"results folder {str(folder)!r} has no {FILE_NAME}{logged}: test its checkpoint with `--test` (which needs "
-        "config.yaml and weights/lightning/*.ckpt in the folder), or add anomalib_osdirf.report.ReportCallback to "
-        "trainer.callbacks and test again."
+        f"results folder {str(folder)!r} has no {FILE_NAME}; add anomalib_osdirf.report.ReportCallback to "
+        "trainer.callbacks and test the model."
     )

@@ -27,19 +27,12 @@ MOST_BINS = 2048
 
 @dataclass
 class Estimate:
-    """A metric's value and interval.
-
-    Attributes:
-        value: Value.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        replicates: Values on resampled images, ``None`` of a rate.
-    """
+    """A metric's value and interval."""
 
     value: float
     low: float
     high: float
-    replicates: Array | None = None
+    replicates: Array | None = None  # values on resampled images, None of a rate
 
     @classmethod
     def resampled(cls, value: float, replicates: Array) -> "Estimate":
@@ -195,15 +188,9 @@ def best_threshold(scores: Array, labels: NDArray[np.int64]) -> float | None:
 
 
 def curves(scores: Array, labels: NDArray[np.int64], most: int = 400) -> dict[str, list[list[float]]]:
-    """Compute ROC and precision-recall curves of at most so many points.
+    """Compute points of two curves: ``roc`` (false-alarm rate, recall) and ``pr`` (recall, precision).
 
-    Args:
-        scores: Scores, ``(N,)``.
-        labels: 0 or 1, ``(N,)``.
-        most: Largest number of points.
-
-    Returns:
-        ``roc``: false-alarm rate, detection rate; ``pr``: recall, precision. Empty without both classes.
+    They are empty without both classes, and have at most ``most`` points.
     """
     normal, anomalous = scores[labels == 0], scores[labels == 1]
     if not len(normal) or not len(anomalous):

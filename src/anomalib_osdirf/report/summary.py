@@ -19,14 +19,7 @@ from anomalib_osdirf.runs import shown
 def print_summary(
     folder: Path, page: Path | None, console: Console | None = None, title: str = "Test finished"
 ) -> None:
-    """Print a summary of a results folder: in a box on a terminal, as plain lines elsewhere.
-
-    Args:
-        folder: Results folder.
-        page: Its page, ``None`` if there is none.
-        console: Where to print; the process's own output where it is ``None``.
-        title: What has ended.
-    """
+    """Print a summary of a results folder and of where its files are, ``page`` among them if there is one."""
     box(title, _lines(Run(Results(folder)), page), console)
 
 
@@ -41,22 +34,16 @@ def _lines(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:
         yield "Trained", f"{training['steps']} steps{images} in {training['seconds']:.0f} s"
     if test.get("seconds"):
         speed = len(run.results.ids) / test["seconds"]
-        yield (
-            "Tested",
-            (
-                f"{counts['normal']} normal and {counts['anomalous']} anomalous images, {speed:.1f} images/s, "
-                "reading and pictures included"
-            ),
-        )
+        tested = f"{counts['normal']} normal and {counts['anomalous']} anomalous images, {speed:.1f} images/s"
+        yield "Tested", f"{tested}, reading and pictures included"
     yield from _metrics(run)
     threshold, origin = run.threshold
     if threshold is not None:
         labels, scores = run.results.labels[run.scored], run.scores[run.scored]
         misses = int(((labels == 1) & (scores <= threshold)).sum())
         false_alarms = int(((labels == 0) & (scores > threshold)).sum())
-        found = (
-            f"{misses} missed, {false_alarms} false alarms" if counts["anomalous"] else f"{false_alarms} false alarms"
-        )
+        missed = f"{misses} missed, " if counts["anomalous"] else ""
+        found = f"{missed}{false_alarms} false alarms"
         yield "Threshold", f"{threshold:.3f} ({origin}): scores above it are anomalous; {found}"
     yield from _places(run, page)
 

@@ -154,19 +154,15 @@ def test_interrupted_test_and_training_give_a_page_that_says_so(tmp_path: Path) 
     html, data = _make(tmp_path / "b", [], test=None)
     assert "No test was run yet." in html
     assert len(data["runs"][0]["losses"]) == 5
-    ResultsWriter(tmp_path / "b" / "run").add_losses([(step, 0.0, float(step)) for step in range(5)])
+    ResultsWriter(tmp_path / "b" / "run").add_losses([(step, 0.0) for step in range(5)])
     file = write_page([tmp_path / "b" / "run"], tmp_path / "constant.html")
     assert _data(file.read_text("utf-8"))["runs"][0]["losses"] == []  # PaDiM and its like have none
     writer = ResultsWriter(tmp_path / "run")
-    writer.forget_losses()
-    writer.forget(["training"])
+    writer.forget_training()
     html = write_page([tmp_path / "run"], tmp_path / "report.html").read_text("utf-8")
     remarks = Run(Results(tmp_path / "run")).remarks
     assert [remark[:8] for remark in remarks] == ["The test"]  # none about a run that was only tested
     assert "not recorded" in html
-    _only_log(tmp_path / "run")
-    html = write_page([tmp_path / "run"], tmp_path / "report.html").read_text("utf-8")
-    assert _data(html)["runs"][0]["losses"] == [[1, 0.5]]
 
 
 def test_runs_side_by_side_share_pictures_and_have_a_mean(tmp_path: Path) -> None:
@@ -261,16 +257,11 @@ def test_twenty_thousand_images(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the command
 
 
-def _only_log(folder: Path) -> None:
-    (folder / "logs").mkdir(parents=True)
-    (folder / "logs" / "metrics.csv").write_text("step,train_loss\n1,0.5\n", "utf-8")
-
-
 def test_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_results(tmp_path / "run", ordinary_images(4))
     output = tmp_path / "new" / "page.html"
-    assert main(["report", str(folder), "-o", str(output), "--title", "Bolts & nuts"]) == 0
-    assert "<h1>Bolts &amp; nuts</h1>" in output.read_text("utf-8")
+    assert main(["report", str(folder), "-o", str(output)]) == 0
+    assert "<h1>OSDIRF on parts / bolt</h1>" in output.read_text("utf-8")
     assert str(output) in capsys.readouterr().out
 
 
@@ -296,12 +287,11 @@ def test_runs_with_different_test_images_are_said_to_have_them(
 @pytest.mark.parametrize(
     ("prepare", "sentence"),
     [
-        (lambda folder: None, "does not exist; give the folder"),
-        (lambda folder: folder.mkdir(), r"has no report.sqlite: test its checkpoint with `--test`"),
-        (_only_log, r"\(a log of the training, metrics.csv, is not enough for a page\): test its"),
-        (lambda folder: write_results(folder, []).joinpath(FILE_NAME).write_bytes(b"junk" * 400), "delete it and run"),
-        (lambda folder: write_results(folder, [], format=99), "has format 99, this version reads 2"),
-        (ResultsWriter, "neither a test's nor a training's results yet"),
+        (lambda folder: None, "does not exist"),
+        (lambda folder: folder.mkdir(), "ReportCallback"),
+        (lambda folder: write_results(folder, []).joinpath(FILE_NAME).write_bytes(b"junk" * 400), "delete it"),
+        (lambda folder: write_results(folder, [], format=99), "format 99"),
+        (ResultsWriter, "test again"),
     ],
 )
 def test_unusable_folders_are_one_clear_sentence(
@@ -315,11 +305,6 @@ def test_unusable_folders_are_one_clear_sentence(
     assert "Traceback" not in error
     assert str(folder) in error
     assert not (tmp_path / "page.html").exists()
-
-
-def test_testing_first_needs_configuration_and_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "--test", str(tmp_path)]) == 1
-    assert "can't be tested, because config.yaml is not in it" in capsys.readouterr().err
 
 
 def test_missing_extra_is_one_clear_sentence(
@@ -369,7 +354,7 @@ def test_results_of_a_killed_test_are_read_and_begun_anew(tmp_path: Path) -> Non
     assert journal.stat().st_size > 1000
     kept = journal.read_bytes()
     results = Results(folder)
-    assert next(iter(results.pictures(results.ids))).picture == ordinary_images()[0].picture
+    assert next(iter(results.pictures(results.ids)))["picture"] == ordinary_images()[0].picture
     journal.write_bytes(kept)
     ResultsWriter(folder, fresh=True).put({"model": "new"})
     assert Results(folder).entries["model"] == "new"
