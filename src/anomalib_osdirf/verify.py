@@ -40,9 +40,8 @@ def main(arguments: Sequence[str], program: str) -> int:
 
     file = find_model(options.checkpoint)
     if file.suffix != ".ckpt":
-        raise ModelError(
-            f"CHECKPOINT {str(options.checkpoint)!r} is not a .ckpt file; give the checkpoint that was exported."
-        )
+        msg = f"CHECKPOINT {str(options.checkpoint)!r} is not a .ckpt file; give the checkpoint that was exported."
+        raise ModelError(msg)
     images = list(_read(options.images) if options.images else drawn())
     checkpoint = CheckpointScorer(file, options.model)
     expected = [checkpoint.score(image) for image in images]

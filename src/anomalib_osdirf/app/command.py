@@ -67,6 +67,5 @@ def main(arguments: Sequence[str], program: str) -> int:
 def _port(text: str) -> int:
     number = positive(text)
     if number > 65535:
-        msg = f"{text!r} is no port; use 1 to 65535"
-        raise argparse.ArgumentTypeError(msg)
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; use 1 to 65535")
     return number

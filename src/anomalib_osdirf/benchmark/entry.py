@@ -48,8 +48,7 @@ class Entry:
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
             value = value[0]
         if not isinstance(value, Mapping):
-            msg = f"entry={value!r} is not a model: give name, class_path, init_args and max_epochs."
-            raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
+            raise ValueError(f"entry={value!r} is not a model: give name, class_path, init_args and max_epochs.")  # noqa: TRY004 - whoever wrote the file reads it
         known = {one.name for one in fields(cls)}
         for key in value:
             if key not in known:
@@ -166,8 +165,7 @@ def _find_class(class_path: str, base: type, what: str) -> Any:  # noqa: ANN401
         msg = f"class_path={class_path!r} is not {what} that can be imported; {hint(name, known)}"
         raise ValueError(msg) from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        msg = f"class_path={class_path!r} is not {what}; {hint(name, known)}"
-        raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
+        raise ValueError(f"class_path={class_path!r} is not {what}; {hint(name, known)}")  # noqa: TRY004 - whoever wrote the file reads it
     return found
 
 

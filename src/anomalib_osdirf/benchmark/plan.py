@@ -155,8 +155,7 @@ def _load(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"config={str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        msg = f"config={str(file)!r} is not a mapping with a section benchmark."
-        raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
+        raise ValueError(f"config={str(file)!r} is not a mapping with a section benchmark.")  # noqa: TRY004 - whoever wrote the file reads it
     return config
 
 
@@ -184,8 +183,7 @@ def _run(one: dict[str, Any], accelerator: str, openvino: bool) -> Run:
     if not isinstance(data, dict) or "class_path" not in data:
         raise ValueError(f"data={data!r} has no class_path; give that of a datamodule, such as Folder.")
     if not isinstance(seed, int):
-        msg = f"seed={seed!r} is not a whole number; give one, or a grid of them."
-        raise ValueError(msg)  # noqa: TRY004 - whoever wrote the file reads it
+        raise ValueError(f"seed={seed!r} is not a whole number; give one, or a grid of them.")  # noqa: TRY004 - whoever wrote the file reads it
     init_args = data.get("init_args") or {}
     class_name = str(data["class_path"]).rpartition(".")[2]
     label = str(init_args.get("name") or init_args.get("category") or class_name)

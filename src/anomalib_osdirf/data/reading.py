@@ -93,5 +93,5 @@ def _named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = f"{str(path)!r} can't be read as an image, {reason_unread(path, error)}; {_ADVICE}."
-        raise BrokenFileError(message) from error
+        msg = f"{str(path)!r} can't be read as an image, {reason_unread(path, error)}; {_ADVICE}."
+        raise BrokenFileError(msg) from error
