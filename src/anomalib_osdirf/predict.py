@@ -35,7 +35,8 @@ def main(arguments: Sequence[str], program: str) -> int:
     else:
         files = _files(options.images)
         items, count = _read(files, options), len(files)
-    _check_output(options.output)
+    if options.output is not None:
+        _check_output(options.output)
     scorer = load_scorer(options.model_file, options.model)
     scored = _rows(scorer, items, options.overlays)
     if is_video(options.images):
@@ -81,9 +82,7 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
+def _check_output(output: Path) -> None:
     if output.suffix not in _SUFFIXES:
         msg = f"--output {str(output)!r} ends in neither of {' and '.join(_SUFFIXES)}, which say what it becomes."
         raise ValueError(msg)
@@ -119,8 +118,8 @@ def _frames(video: Any) -> Iterator[Item]:  # noqa: ANN401
 def _rows(scorer: Any, items: Iterator[Item], overlays: Path | None) -> Iterator[dict[str, Any]]:  # noqa: ANN401
     """Yield one row per image, with the error if it could not be scored."""
     from anomalib_osdirf.app.overlay import overlay
-    from anomalib_osdirf.inference.reading import ImageError, readable
-    from anomalib_osdirf.inference.scoring import ModelError, largest_region
+    from anomalib_osdirf.inference.reading import ImageError
+    from anomalib_osdirf.inference.scoring import ModelError
 
     for about, name, image in items:
         row: dict[str, Any] = {**about, "score": None, "label": None, "box": None, "error": None}
@@ -129,16 +128,15 @@ def _rows(scorer: Any, items: Iterator[Item], overlays: Path | None) -> Iterator
                 raise image
             found = scorer.score(image)
         except (ImageError, ModelError) as error:
-            yield row | {"error": readable(str(error))}
+            yield row | {"error": str(error)}
             continue
-        height, width = image.shape[:2]
-        box = None if found.mask is None else largest_region(found.mask, width, height)
+        box = found.box(*image.shape[:2])
         row |= {"score": found.score, "label": found.label, "box": box and " ".join(map(str, box))}
         if overlays is not None:
             picture = overlay(image, found.map, threshold=scorer.pixel_threshold)
             title = f"{_label(row)} {found.score:.3f}"
             file = overlays / name.with_name(f"{name.name}.png")
-            _write_overlay(picture, box, picture.shape[1] / width, title, file)
+            _write_overlay(picture, box, picture.shape[1] / image.shape[1], title, file)
         yield row
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from anomalib_osdirf.errors import last_line
 from anomalib_osdirf.progress import say
 
 Array = NDArray[np.float32]
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         try:
             found = [export.score(image) for image in own]
         except Exception as error:  # noqa: BLE001 - runtimes have exceptions of their own
-            differences.append(f"{name}, fails: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}.")
+            differences.append(f"{name}, fails: {last_line(error)}.")
             continue
         result = compare(wanted, found, options.tolerance, checkpoint.threshold)
         table.add_row(name, f"{result.score:.1e}", f"{result.map:.1e}", str(result.labels), _milliseconds(found))

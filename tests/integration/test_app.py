@@ -28,7 +28,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from anomalib_osdirf.app.interface import App
 
     app = App(load_scorer(brightness_model(tmp_path_factory.mktemp("model"))), max_pixels=40_000)
-    yield app.launch("127.0.0.1", None, max_megabytes=1)
+    yield app.launch("127.0.0.1", None)
     app.close()
 
 
@@ -187,7 +187,7 @@ def test_images_of_a_watched_folder_are_scored_as_they_come(browser: Any, images
     watched = tmp_path / "watched"
     watched.mkdir()
     app = App(load_scorer(brightness_model(tmp_path / "model")), max_pixels=40_000, watched=watched)
-    address = app.launch("127.0.0.1", None, max_megabytes=1)
+    address = app.launch("127.0.0.1", None)
     page = _open(browser, address, "#stream")
 
     def wait(start: str) -> None:

@@ -9,21 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from anomalib_osdirf.arguments import fail, positive
-from anomalib_osdirf.inference.scoring import ModelError, load_scorer
+from anomalib_osdirf.inference.scoring import load_scorer
 
 LOCAL = "127.0.0.1"
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Serve a page.
-
-    Args:
-        arguments: The command line after the subcommand.
-        program: Name for the help text.
-
-    Returns:
-        The exit status.
-    """
+    """Serve a page."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Try a model in the browser: drop images or a folder, or use the camera. Exported models of any "
@@ -34,27 +26,20 @@ def main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--watch", type=Path, metavar="FOLDER", help="score the images in this folder as they come")
     parser.add_argument("--host", default=LOCAL, help=f"address to listen on ({LOCAL}: this computer only)")
     parser.add_argument("--port", type=_port, help="port to listen on (a free one)")
-    parser.add_argument("--max-megabytes", type=positive, default=50, help="largest size of a file (50)")
     parser.add_argument("--max-pixels", type=positive, default=50_000_000, help="most pixels of an image (50000000)")
     options = parser.parse_args(arguments)
     if find_spec("gradio") is None:
-        sentence = "needs gradio, which is not installed; install the extra: pip install 'anomalib-osdirf[app]'."
-        return fail(program, sentence)
+        raise ImportError("The app needs gradio; install the extra: pip install 'anomalib-osdirf[app]'.")
     if options.watch is not None and not options.watch.is_dir():
-        return fail(
-            program, f"--watch {str(options.watch)!r} is not a folder; give the one that images are written to."
-        )
-    try:
-        scorer = load_scorer(options.path, options.model)
-    except ModelError as error:
-        return fail(program, str(error))
+        raise ValueError(f"--watch {str(options.watch)!r} is not a folder; give the one that images are written to.")
+    scorer = load_scorer(options.path, options.model)
     from anomalib_osdirf.app.interface import App
 
     if options.host != LOCAL:
         print(f"Everybody who can reach {options.host} can use this page; it asks for no password.", file=sys.stderr)  # noqa: T201
     app = App(scorer, options.max_pixels, options.watch)
     try:
-        address = app.launch(options.host, options.port, options.max_megabytes)
+        address = app.launch(options.host, options.port)
         print(f"{scorer.name} is at {address} (Ctrl+C ends it).", flush=True)  # noqa: T201
         app.page.block_thread()
     except OSError as error:

@@ -21,6 +21,7 @@ _MOST_PICTURES = 60
 _HOUR = 3600
 _AT_ONCE = 4
 _HEIGHT = 340
+_BYTES_PER_PIXEL = 6  # of an uncompressed image of 16 bits
 # The server is told a file's name only: files of a folder get that of their parent folder before it.
 _NAMES_WITH_FOLDERS = """<script>
 document.addEventListener("change", ({ target }) => {
@@ -52,15 +53,7 @@ class App:
         self.page = self._build()
 
     def score(self, paths: Sequence[str] | str | None, progress: Any = None) -> list[Row]:  # noqa: ANN401
-        """Score files; one that can't be read has a row that says so.
-
-        Args:
-            paths: Files, as the browser named them.
-            progress: Called with the number of files done and of all.
-
-        Returns:
-            A row for each, the highest scores first; as many as are shown have pictures.
-        """
+        """Score files; return a row for each, the highest scores first. As many as are shown have pictures."""
         files = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
         rows = []
         for number, file in enumerate(files):
@@ -197,17 +190,8 @@ class App:
         outputs = [version, sentence, drift, history, pictures, table]
         gradio.Timer(1).tick(shown, version, outputs, api_visibility="private", show_progress="hidden")
 
-    def launch(self, host: str, port: int | None, max_megabytes: int) -> str:
-        """Serve the page, in threads of its own.
-
-        Args:
-            host: Address to listen on.
-            port: Port to listen on; a free one where it is ``None``.
-            max_megabytes: Largest size of a file.
-
-        Returns:
-            The page's address.
-        """
+    def launch(self, host: str, port: int | None) -> str:
+        """Serve the page in threads, at a free port where it is ``None``; return its address."""
         # System fonts: others would be fetched from the internet.
         theme = gradio.themes.Default(
             primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -215,7 +199,7 @@ class App:
         _, address, _ = self.page.launch(
             server_name=host,
             server_port=port,
-            max_file_size=f"{max_megabytes}mb",
+            max_file_size=_BYTES_PER_PIXEL * self.max_pixels,
             theme=theme,
             head=_NAMES_WITH_FOLDERS,
             share=False,

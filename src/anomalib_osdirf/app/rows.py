@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_osdirf.app.overlay import overlay
-from anomalib_osdirf.inference.reading import ImageError, read_image, readable
+from anomalib_osdirf.inference.reading import ImageError, readable
 from anomalib_osdirf.inference.scoring import ModelError, Scorer
 
 HEADERS = ["image", "score", "label", "ms", "note"]
@@ -45,13 +45,9 @@ def score_file(scorer: Scorer, file: Path, max_pixels: int, name: str) -> Row:
     """Score an image file; one that can't be read or scored has a note that says so."""
     name = readable(name)
     try:
-        image = read_image(file, max_pixels)
-    except ImageError as error:
-        return Row(name, note=readable(str(error)))
-    try:
-        result = scorer.score(image)
-    except ModelError as error:
-        return Row(name, note=f"{name} has no score: {error}")
+        image, result = scorer.score_file(file, max_pixels)
+    except (ImageError, ModelError) as error:
+        return Row(name, note=str(error))
     picture = overlay(image, result.map, threshold=scorer.pixel_threshold)
     return Row(name, result.score, result.p_value, result.milliseconds, overlay(image, None), picture)
 

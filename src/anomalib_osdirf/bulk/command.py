@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomalib_osdirf.arguments import fail, positive
-from anomalib_osdirf.inference.scoring import ModelError, find_model, load_scorer
+from anomalib_osdirf.inference.scoring import find_model, load_scorer
 from anomalib_osdirf.post_processing.drift import DriftWatch
 from anomalib_osdirf.progress import box, phase, step, summary
 
@@ -23,39 +23,19 @@ if TYPE_CHECKING:
 
 # What a model is made of, by the file that names it.
 _FILES = {".xml": (".xml", ".bin", ".json"), ".onnx": (".onnx", ".onnx.data", ".json")}
-_IMPOSSIBLE, _INTERRUPTED = 2, 130
+_INTERRUPTED = 130
 _NEEDED = ("ray", "pyarrow")
 
 
-class _OptionError(ValueError):
-    """Invalid options; the message says why."""
-
-
 def main(arguments: Sequence[str], program: str) -> int:
-    """Score images.
-
-    Returns:
-        0 if the run came to its end, 1 if it did not or no image at all could be scored, 2 if something impossible was
-        asked for, 130 after Ctrl+C.
-    """
+    """Score images; return 0 if the run came to its end and an image has a score, 130 after Ctrl+C, and 1 otherwise."""
     options = _parser(program).parse_args(arguments)
     if any(find_spec(package) is None for package in _NEEDED):
-        sentence = "needs Ray Data, which is not installed; install the extra: pip install 'anomalib-osdirf[ray]'."
-        return fail(program, sentence)
-    from anomalib_osdirf.bulk.listing import ListingError
-    from anomalib_osdirf.bulk.pipeline import RayError
-    from anomalib_osdirf.bulk.store import StoreError
-
+        raise ImportError("The command needs Ray Data; install the extra: pip install 'anomalib-osdirf[ray]'.")
     try:
         totals = _run(options)
-    except (ModelError, ListingError, StoreError, _OptionError) as error:
-        return fail(program, str(error), _IMPOSSIBLE)
     except KeyboardInterrupt:
         return fail(program, "stopped; the same command goes on where it was.", _INTERRUPTED)
-    except RayError as error:
-        return fail(program, str(error))
-    except OSError as error:
-        return fail(program, f"{error.filename or options.output}: {error.strerror or error}.")
     if options.quiet and totals.errors:
         fail(program, f"{totals.errors} of {totals.images} images have an error, see {options.output}.")
     return 0 if totals.scored else 1
@@ -91,9 +71,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--save-every", type=_seconds, default=10.0, metavar="SECONDS", help="how often scores are written down (10)"
     )
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    how.add_argument("--verbose", action="store_true", help="show what Ray has to say")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
 
 
@@ -107,10 +85,10 @@ def _run(options: argparse.Namespace) -> "Totals":
     model = find_model(options.model)
     if model.suffix not in _FILES:
         msg = f"--model {str(model)!r} is a checkpoint; export it first, with anomalib export --export_type openvino."
-        raise ModelError(msg)
+        raise ValueError(msg)
     if options.output.suffix not in {".parquet", ".csv"}:
         msg = f"--output {str(options.output)!r} ends in neither .parquet nor .csv, which say what it becomes."
-        raise _OptionError(msg)
+        raise ValueError(msg)
     scorer = load_scorer(model)  # a worker would say less clearly what is wrong with it
     name = f"{scorer.name}, {scorer.kind}, {model}"
     watch = DriftWatch(scorer.normal_scores)
@@ -119,7 +97,7 @@ def _run(options: argparse.Namespace) -> "Totals":
     parquet = options.output.with_suffix(".parquet")  # which the next run goes on from
     if options.output.exists() and not parquet.exists():
         msg = f"--output {str(options.output)!r} exists, and {parquet.name} does not; choose another, or move it away."
-        raise _OptionError(msg)
+        raise ValueError(msg)
     store = Store(parquet.absolute(), {"model": _digest(model), "maps": maps}, options.save_every)
     with step("Listing images", visible):
         images = list_images(options.input)
@@ -138,17 +116,17 @@ def _run(options: argparse.Namespace) -> "Totals":
 
 def _score(pending: list[str], job: "Job", store: "Store", watch: DriftWatch, options: argparse.Namespace) -> str:
     """Score images into a store, and report the totals."""
-    from anomalib_osdirf.bulk.pipeline import RayError, score, started
+    from anomalib_osdirf.bulk.pipeline import score, started
 
     visible = not options.quiet
-    with started(options.address, options.verbose, visible) as cpus:
+    with started(options.address, visible) as cpus:
         workers = options.workers or max(1, cpus // options.cpus)
         if workers * options.cpus > cpus:
             where = "this machine has" if options.address is None else "the cluster has"
             msg = f"--workers {workers} with --cpus {options.cpus} needs {workers * options.cpus} CPUs; {where} {cpus}."
-            raise _OptionError(msg)
+            raise ValueError(msg)
         start, done = time.perf_counter(), 0
-        rows = score([os.fsencode(path) for path in pending], job, workers, options.verbose)
+        rows = score([os.fsencode(path) for path in pending], job, workers)
         try:
             for table in phase("Scoring", rows, len(pending), visible, lambda table: table.num_rows):
                 store.add(table)
@@ -157,7 +135,7 @@ def _score(pending: list[str], job: "Job", store: "Store", watch: DriftWatch, op
         finally:
             store.flush()
         if done < len(pending):
-            raise RayError(f"Ray lost {len(pending) - done} images; the same command goes on where it was.")
+            raise RuntimeError(f"Ray lost {len(pending) - done} images; the same command goes on where it was.")
         speed = summary(len(pending), time.perf_counter() - start)
     return f"{speed}, {workers} {'worker' if workers == 1 else 'workers'}"
 

@@ -10,10 +10,6 @@ from pathlib import Path
 from anomalib_osdirf.inference.reading import IMAGE_SUFFIXES
 
 
-class ListingError(ValueError):
-    """No images to score; the message says why."""
-
-
 def list_images(wanted: str) -> list[str]:
     """List images: absolute paths, each once, a folder's sorted.
 
@@ -22,16 +18,16 @@ def list_images(wanted: str) -> list[str]:
             each line, relative to the working directory; an image; or a pattern that matches any of these.
 
     Raises:
-        ListingError: If there are none.
+        ValueError: If there are none.
     """
     matches = [wanted] if Path(wanted).exists() else sorted(glob(wanted, recursive=True))  # noqa: PTH207 - of any folder
     if not matches:
         msg = f"--input {wanted!r} does not exist; give a folder, a text file with a path in each line, or a pattern."
-        raise ListingError(msg)
+        raise ValueError(msg)
     images = list(dict.fromkeys(os.path.abspath(path) for match in matches for path in _images_of(Path(match))))  # noqa: PTH100 - links stay as they are
     if not images:
         msg = f"--input {wanted!r} has no images; known are files that end in {', '.join(IMAGE_SUFFIXES)}."
-        raise ListingError(msg)
+        raise ValueError(msg)
     return images
 
 
@@ -50,7 +46,7 @@ def _images_below(folder: Path) -> Iterator[str]:
             folders.sort()
             yield from (os.path.join(parent, name) for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES))  # noqa: PTH118 - as os.walk has them
     except OSError as error:
-        raise ListingError(f"--input: folder {error.filename!r} can't be listed ({error.strerror}).") from error
+        raise ValueError(f"--input: folder {error.filename!r} can't be listed ({error.strerror}).") from error
 
 
 def _fail(error: OSError) -> None:
@@ -62,8 +58,8 @@ def _images_named_in(file: Path) -> Iterator[str]:
         # Names of files are bytes, and need not be of any encoding.
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise ListingError(f"--input {str(file)!r} can't be read ({error.strerror}).") from error
+        raise ValueError(f"--input {str(file)!r} can't be read ({error.strerror}).") from error
     if "\0" in text:
         msg = f"--input {str(file)!r} is neither a folder nor an image nor a text file with a path in each line."
-        raise ListingError(msg)
+        raise ValueError(msg)
     yield from (line for line in text.split("\n") if line.strip())

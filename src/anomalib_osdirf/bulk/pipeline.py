@@ -18,6 +18,7 @@ import pyarrow as pa
 from anomalib_osdirf.bulk.rows import Job, Worker
 from anomalib_osdirf.errors import last_line
 from anomalib_osdirf.progress import step
+from anomalib_osdirf.terminal import verbose
 
 _MOST_ROWS = 32  # of a task; what a killed run has done in vain
 _TASKS_OF_A_WORKER = 32  # so that none waits long for another at the end
@@ -27,21 +28,17 @@ _LONGEST_FOLDER = 40
 _PATIENCE = 10  # seconds
 
 
-class RayError(RuntimeError):
-    """Ray can't start, or stopped; the message says why."""
-
-
 @contextmanager
-def started(address: str | None, verbose: bool, visible: bool) -> Iterator[int]:
+def started(address: str | None, visible: bool) -> Iterator[int]:
     """Start Ray on this machine, reachable by no other, or connect to a cluster; yield the number of CPUs.
 
     Raises:
-        RayError: If Ray can't be started or reached.
+        RuntimeError: If Ray can't be started or reached.
     """
     folder = None if address is not None else Path(tempfile.mkdtemp(prefix="osdirf-", dir=_short_folder()))
     try:
         with step("Starting Ray" if address is None else f"Connecting to Ray at {address}", visible):
-            cpus = _start(address, verbose, folder)
+            cpus = _start(address, folder)
         yield cpus
     finally:
         import ray
@@ -51,15 +48,15 @@ def started(address: str | None, verbose: bool, visible: bool) -> Iterator[int]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(address: str | None, verbose: bool, folder: Path | None) -> int:
-    _set_environment(address, verbose)
+def _start(address: str | None, folder: Path | None) -> int:
+    _set_environment(address)
     import ray
     import ray.data
 
-    level = logging.INFO if verbose else logging.CRITICAL
+    level = logging.INFO if verbose() else logging.CRITICAL
     logging.getLogger("ray.data").setLevel(level)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "_temp_dir": str(folder)}
-    if not verbose:
+    if not verbose():
         # Whatever its settings are, Ray prints pages about a process that died; the rows say what matters of it.
         from ray._private import worker
 
@@ -67,9 +64,9 @@ def _start(address: str | None, verbose: bool, folder: Path | None) -> int:
     try:
         if address is not None:
             _knock(address)
-        with nullcontext() if verbose else _deaf():
+        with nullcontext() if verbose() else _deaf():
             ray.init(
-                address or "local", log_to_driver=verbose, logging_level=level, **({} if folder is None else local)
+                address or "local", log_to_driver=verbose(), logging_level=level, **({} if folder is None else local)
             )
     except Exception as error:  # Ray raises what it comes upon
         msg = f"Ray can't be started ({last_line(error)})."
@@ -78,26 +75,16 @@ def _start(address: str | None, verbose: bool, folder: Path | None) -> int:
                 f"--address {address!r} is no Ray cluster that answers ({last_line(error)}); on one of its machines "
                 "use --address auto, and if it asks for a token, have RAY_AUTH_MODE=token in the environment."
             )
-        raise RayError(msg) from error
+        raise RuntimeError(msg) from error
     return int(ray.cluster_resources().get("CPU", 0))
 
 
-def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator[pa.Table]:
-    """Score images in a pool of workers.
-
-    Args:
-        paths: Absolute paths, as the file system has them.
-        job: The workers' settings; each has as many CPUs as it has threads.
-        workers: Number of workers.
-        verbose: Whether Ray shows its own progress bars.
-
-    Yields:
-        Rows, in the order in which they are done.
-    """
+def score(paths: list[bytes], job: Job, workers: int) -> Iterator[pa.Table]:
+    """Score images in a pool of workers, each with as many CPUs as threads, and yield rows as they are done."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = verbose
+    context.enable_progress_bars = verbose()
     rows = max(1, min(_MOST_ROWS, len(paths) // (workers * _TASKS_OF_A_WORKER)))
     tasks = [
         pa.table({"path": pa.array(paths[start : start + rows], pa.binary())}) for start in range(0, len(paths), rows)
@@ -113,7 +100,7 @@ def score(paths: list[bytes], job: Job, workers: int, verbose: bool) -> Iterator
         )
         yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:  # Ray raises what it comes upon
-        raise RayError(f"Ray stopped ({last_line(error)}); the same command goes on where it was.") from error
+        raise RuntimeError(f"Ray stopped ({last_line(error)}); the same command goes on where it was.") from error
 
 
 class _Actor:
@@ -136,7 +123,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
-def _set_environment(address: str | None, verbose: bool) -> None:
+def _set_environment(address: str | None) -> None:
     """Set Ray's environment variables, most of which it reads on import."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
@@ -145,7 +132,7 @@ def _set_environment(address: str | None, verbose: bool) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Whatever its name says, on every system it decides between the loopback address and all others.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    if not verbose:
+    if not verbose():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 

@@ -16,15 +16,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomalib_osdirf.errors import one_line
-from anomalib_osdirf.inference.reading import ImageError, read_image, readable
-from anomalib_osdirf.inference.scoring import ModelError, largest_region, load_scorer
+from anomalib_osdirf.inference.reading import ImageError, readable
+from anomalib_osdirf.inference.scoring import ModelError, load_scorer
 
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("score", pa.float64()),
         ("label", pa.bool_()),  # whether it is anomalous
-        ("box", pa.list_(pa.int32())),  # of `largest_region`
+        ("box", pa.list_(pa.int32())),  # of `Score.box`
         ("seconds", pa.float64()),  # for reading and scoring
         ("map", pa.string()),  # file of the anomaly map
         ("error", pa.string()),
@@ -77,20 +77,15 @@ class Worker:
         self._witness.watch(row["path"])
         try:
             self._score(Path(path), row)
-        except ImageError as error:
-            row["error"] = readable(str(error))
-        except ModelError as error:
-            row["error"] = readable(f"{Path(path).name} has no score: {error}")
+        except (ImageError, ModelError) as error:
+            row["error"] = str(error)
         except Exception as error:  # noqa: BLE001 - whatever an image does to a model, the others are scored
             row["error"] = readable(f"{Path(path).name} could not be scored ({one_line(error)}).")
         return row | {"seconds": time.perf_counter() - start}
 
     def _score(self, path: Path, row: dict[str, Any]) -> None:
-        image = read_image(path, self._job.max_pixels)
-        result = self._scorer.score(image)
-        height, width = image.shape[:2]
-        row |= {"score": result.score, "label": result.label}
-        row["box"] = None if result.mask is None else largest_region(result.mask, width, height)
+        image, result = self._scorer.score_file(path, self._job.max_pixels)
+        row |= {"score": result.score, "label": result.label, "box": result.box(*image.shape[:2])}
         if self._job.maps is not None and result.map is not None:
             row["map"] = readable(str(_write_map(Path(self._job.maps), path, result.map)))
 

@@ -23,10 +23,6 @@ _CSV = SCHEMA.set(SCHEMA.get_field_index("box"), pa.field("box", pa.string()))
 _ROWS_OF_A_GROUP = 100_000
 
 
-class StoreError(ValueError):
-    """Existing scores that this run can't continue; the message says why and what to do."""
-
-
 @dataclass
 class Totals:
     """Totals of a file of scores."""
@@ -54,7 +50,7 @@ class Store:
     ``settings`` are what all scores have in common: digest of the model, folder of the maps.
 
     Raises:
-        StoreError: If the existing scores have other settings.
+        ValueError: If the existing scores have other settings.
     """
 
     def __init__(self, output: Path, settings: dict[str, Any], seconds: float) -> None:
@@ -133,10 +129,10 @@ class Store:
             found = json.loads(pq.read_schema(file).metadata[_KEY])
         except (OSError, ValueError, TypeError, KeyError) as error:
             msg = f"--output {str(file)!r} exists and is not of this command; choose another, or move it away."
-            raise StoreError(msg) from error
+            raise ValueError(msg) from error
         for name, value in settings.items():
             if found.get(name) != value:
-                raise StoreError(
+                raise ValueError(
                     f"--output {str(self.output)!r} was begun with another {name} ({found.get(name)}, now {value}); "
                     "choose another --output, or go on as it was begun."
                 )

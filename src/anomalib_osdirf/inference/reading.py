@@ -24,18 +24,20 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.float32]:
     Raises:
         ImageError: If the file is not an image, is broken or, which is seen before it is decoded, too large.
     """
+    name = readable(path.name)
     try:
         with Image.open(regular(path)) as image:
-            check_size(path.name, *image.size, max_pixels)
+            check_size(name, *image.size, max_pixels)
             grey = deep_grey(image)
             return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255) if grey is None else grey
     except Image.DecompressionBombError as error:
-        msg = f"{path.name} has far more pixels than the {max_pixels / 1e6:g} million that are allowed (--max-pixels)."
+        msg = f"{name} has far more pixels than the {max_pixels / 1e6:g} million that are allowed (--max-pixels)."
         raise ImageError(msg) from error
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble on
-        raise ImageError(f"{path.name} can't be read as an image, {reason_unread(path, error)}.") from error
+        reason = reason_unread(path, error)
+        raise ImageError(readable(f"{name} can't be read as an image, {reason}.")) from error
 
 
 def regular(path: str | Path) -> Path:

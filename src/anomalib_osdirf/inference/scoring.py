@@ -18,8 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_osdirf.errors import one_line
 from anomalib_osdirf.export.instructions import avoid_broken_instructions, make_room_for_signals
 from anomalib_osdirf.export.metadata import read_json
+from anomalib_osdirf.inference.reading import read_image, readable
 from anomalib_osdirf.post_processing.p_values import normalise, p_value
 from anomalib_osdirf.registration import subclasses
 from anomalib_osdirf.telemetry import send_nothing
@@ -39,10 +41,22 @@ class Score:
     label: bool  # whether it is anomalous: the model's own word where it has one
     map: Array | None  # (h, w), normalised alike
     mask: NDArray[np.bool_] | None  # (h, w), where it is anomalous
-    p_value: (
-        float | None
-    )  # of models whose threshold is of a false-alarm rate: share of normal images with such a score or a higher one
+    p_value: float | None  # share of normal images with such a score or a higher one, if the model has a rate
     milliseconds: float
+
+    def box(self, height: int, width: int) -> list[int] | None:
+        """Return the box of the largest connected anomalous region, in pixels of an image of that size.
+
+        Returns:
+            First column, first row, column after the last and row after the last; ``None`` if nothing is anomalous.
+        """
+        if self.mask is None or not self.mask.any():
+            return None
+        _, _, statistics, _ = cv2.connectedComponentsWithStats(self.mask.astype(np.uint8), connectivity=8)
+        left, top, columns, rows = max(statistics[1:].tolist(), key=lambda found: found[cv2.CC_STAT_AREA])[:4]
+        across, down = self.mask.shape[1], self.mask.shape[0]
+        last = -(-(left + columns) * width // across), -(-(top + rows) * height // down)  # rounded up
+        return [left * width // across, top * height // down, *last]
 
 
 class Scorer(ABC):
@@ -66,6 +80,19 @@ class Scorer(ABC):
         self.metadata = metadata
         self.threshold = 1 - float(metadata.get("image_sensitivity", 0.5))
         self.pixel_threshold = 1 - float(metadata.get("pixel_sensitivity", 0.5))
+
+    def score_file(self, file: Path, max_pixels: int) -> tuple[Array, Score]:
+        """Read and score an image.
+
+        Raises:
+            ImageError: If the file can't be read.
+            ModelError: If the model has no score for it.
+        """
+        image = read_image(file, max_pixels)
+        try:
+            return image, self.score(image)
+        except ModelError as error:
+            raise ModelError(f"{readable(file.name)} has no score: {error}") from error
 
     def score(self, image: Array) -> Score:
         """Score an image ``(H, W, 3)``, in 0 to 1."""
@@ -136,7 +163,7 @@ class OpenVINOScorer(Scorer):
             limits = {} if threads is None else {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
             self._model = openvino.compile_model(path, "CPU", limits)
         except RuntimeError as error:
-            msg = f"model {str(path)!r} can't be loaded by OpenVINO ({_first_line(error)}); export it again."
+            msg = f"model {str(path)!r} can't be loaded by OpenVINO ({one_line(error, 200)}); export it again."
             raise ModelError(msg) from error
         make_room_for_signals()
         shape = [part.get_length() if part.is_static else None for part in self._model.input(0).partial_shape]
@@ -170,7 +197,7 @@ class ONNXScorer(Scorer):
         try:
             self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own exceptions have no common class
-            msg = f"model {str(path)!r} can't be loaded by ONNX Runtime ({_first_line(error)}); export it again."
+            msg = f"model {str(path)!r} can't be loaded by ONNX Runtime ({one_line(error, 200)}); export it again."
             raise ModelError(msg) from error
         self._input = self._session.get_inputs()[0]
         self._names = [output.name for output in self._session.get_outputs()]
@@ -287,28 +314,6 @@ def find_model(path: Path) -> Path:
     return path
 
 
-def largest_region(mask: NDArray[np.bool_], width: int, height: int) -> list[int] | None:
-    """Return the box of the largest connected anomalous region of a mask ``(h, w)``.
-
-    Returns:
-        First column, first row, column after the last and row after the last, in pixels of the image of the given width
-        and height; ``None`` if nothing is anomalous.
-    """
-    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count == 1:  # the background
-        return None
-    left, top, columns, rows, _ = (
-        int(value) for value in max(statistics[1:], key=lambda found: found[cv2.CC_STAT_AREA])
-    )
-    mask_height, mask_width = mask.shape
-    return [
-        left * width // mask_width,
-        top * height // mask_height,
-        -(-(left + columns) * width // mask_width),
-        -(-(top + rows) * height // mask_height),
-    ]
-
-
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
@@ -355,7 +360,3 @@ def _fixed_size(shape: list[Any]) -> tuple[int, int] | None:
 def resized(image: Array, size: tuple[int, int]) -> Array:
     """Resize an image ``(H, W, 3)`` to the height and width of an export of fixed size."""
     return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_osdirf.bulk import rows
 from anomalib_osdirf.bulk.rows import Job, Witness, Worker
-from anomalib_osdirf.inference.scoring import ModelError, largest_region
+from anomalib_osdirf.inference.scoring import ModelError, Score
 from brightness import brightness_model
 
 SIZE = (60, 80)  # rows, columns
@@ -59,14 +60,17 @@ def test_a_row_has_score_label_and_the_box_of_the_largest_region(model: Path, sp
 
 
 def test_boxes_are_in_the_images_pixels() -> None:
+    def box(mask: NDArray[np.bool_], width: int, height: int) -> list[int] | None:
+        return Score(0.5, label=True, map=None, mask=mask, p_value=None, milliseconds=1.0).box(height, width)
+
     mask = np.zeros((10, 10), bool)
     mask[2:4, 3:5] = True
     mask[4, 5] = True  # joined at a corner
     mask[8, 0:4] = True
-    assert largest_region(mask, width=10, height=10) == [3, 2, 6, 5]
-    assert largest_region(mask, width=1000, height=25) == [300, 5, 600, 13]
-    assert largest_region(~np.zeros((3, 7), bool), width=100, height=41) == [0, 0, 100, 41]
-    assert largest_region(np.zeros((3, 7), bool), width=100, height=41) is None
+    assert box(mask, width=10, height=10) == [3, 2, 6, 5]
+    assert box(mask, width=1000, height=25) == [300, 5, 600, 13]
+    assert box(~np.zeros((3, 7), bool), width=100, height=41) == [0, 0, 100, 41]
+    assert box(np.zeros((3, 7), bool), width=100, height=41) is None
 
 
 def test_broken_files_have_their_error_and_the_others_their_scores(model: Path, spot: Path, tmp_path: Path) -> None:

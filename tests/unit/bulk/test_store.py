@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomalib_osdirf.bulk.rows import SCHEMA
-from anomalib_osdirf.bulk.store import Store, StoreError, write_csv
+from anomalib_osdirf.bulk.store import Store, write_csv
 
 SETTINGS = {"model": "abc", "maps": None}
 
@@ -144,19 +144,19 @@ def test_scores_of_another_model_are_not_joined(output: Path, merged: bool) -> N
     store.add(_rows("a"))
     if merged:
         store.merge()
-    with pytest.raises(StoreError, match=r"scores.parquet'.* model \(abc, now xyz\)"):
+    with pytest.raises(ValueError, match=r"scores.parquet'.* model \(abc, now xyz\)"):
         _store(output, model="xyz")
-    with pytest.raises(StoreError, match=r"maps \(None, now /m\)"):
+    with pytest.raises(ValueError, match=r"maps \(None, now /m\)"):
         _store(output, maps="/m")
 
 
 def test_files_of_others_are_not_overwritten(output: Path) -> None:
     output.parent.mkdir()
     output.write_text("precious", "utf-8")
-    with pytest.raises(StoreError, match="exists"):
+    with pytest.raises(ValueError, match="exists"):
         _store(output)
     pq.write_table(pa.table({"x": [1]}), output)
-    with pytest.raises(StoreError, match="exists"):
+    with pytest.raises(ValueError, match="exists"):
         _store(output)
 
 
