@@ -115,7 +115,7 @@ def test_one_failure_neither_stops_the_others_nor_goes_unnoticed_and_the_rest_is
     assert benchmark(config) == 1
     assert in_this_process == ["broken", "ours", "peer", "speed"]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert [line.split(", about ")[0] for line in lines] == [
+    assert lines == [
         "[1/4] broken on parts, seed 0",
         "[2/4] ours on parts, seed 0",
         "[3/4] peer on parts, seed 0",
@@ -132,11 +132,8 @@ def test_one_failure_neither_stops_the_others_nor_goes_unnoticed_and_the_rest_is
     assert min(rate for rates in speed["images_per_second"].values() for rate in rates.values()) > 0
     in_this_process.clear()
     capsys.readouterr()
-    assert benchmark(config, "--quiet") == 1
+    assert benchmark(config) == 1
     assert in_this_process == ["broken"]
-    output = capsys.readouterr()
-    assert "broken on parts" not in output.out
-    assert "not everything went well, see" in output.err
     # Without the broken one, nothing is left to do, and nothing has failed.
     in_this_process.clear()
     assert benchmark(_config(parts, [OURS, PEER], tmp_path / "results")) == 0
@@ -148,18 +145,6 @@ def test_a_process_that_dies_leaves_an_error(tmp_path: Path) -> None:
     assert "the process ended with status 1 and no result" in result["error"]
     assert json.loads((tmp_path / "run" / run.RESULT).read_text(encoding="utf-8")) == result
     assert "no_such_module" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
-
-
-def test_what_a_process_is_doing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "import sys, time, pathlib\nfolder = pathlib.Path(sys.argv[1])\n"
-    module += "(folder / 'heartbeat.txt').write_text('training, 5.0 images/s')\ntime.sleep(1)\n"
-    module += "(folder / 'result.json').write_text('{}')\n"
-    (tmp_path / "busy.py").write_text(module, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    told: list[str] = []
-    assert command._in_a_process("busy", tmp_path / "run", {}, told.append) == {}
-    assert set(told) == {"training, 5.0 images/s"}
-    assert not (tmp_path / "run" / "heartbeat.txt").exists()
 
 
 def test_a_result_is_written_in_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -7,28 +7,32 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from anomalib_osdirf.arguments import fail
 from anomalib_osdirf.benchmark import report, run, speed
-from anomalib_osdirf.benchmark.heartbeat import HEARTBEAT
 from anomalib_osdirf.benchmark.plan import Plan, Run, digest, read_plan, slug
-from anomalib_osdirf.progress import duration, has_bars, say
+from anomalib_osdirf.progress import has_bars, say
 
 _LOG = "log.txt"
-_HEARTBEAT_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Run a benchmark and report it; return 1 if anything failed, 2 if the configuration is impossible."""
+    """Run a benchmark and report it; return 1 if anything failed."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Compare models over data sets and seeds: accuracy, time, memory, size and speed. What is "
@@ -36,21 +40,12 @@ def main(arguments: Sequence[str], program: str) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/benchmark.yaml")
     parser.add_argument("--output", type=Path, help="folder for results, instead of the file's report.output")
-    parser.add_argument(
-        "--quiet", action="store_true", help="print nothing but errors; the report is written all the same"
-    )
     options = parser.parse_args(arguments)
-    console = Console(quiet=options.quiet)
-    try:
-        plan = read_plan(options.config, options.output)
-    except ValueError as error:
-        return fail(program, str(error), 2)
-    results, speeds = perform(plan, console)
-    outcome = report.write(plan, results, speeds)
+    console = Console()
+    plan = read_plan(options.config, options.output)
+    outcome = report.write(plan, *perform(plan, console))
     console.print(Markdown(outcome.markdown))
-    say(f"Written to {plan.output}: {', '.join(outcome.files)}", console)
-    if options.quiet and outcome.failed:
-        fail(program, f"not everything went well, see {plan.output}.")
+    say(f"Written to {plan.output}: report.md, results.csv", console)
     return 1 if outcome.failed else 0
 
 
@@ -60,71 +55,43 @@ def perform(plan: Plan, console: Console) -> tuple[dict[str, dict[str, Any]], di
     Returns:
         Results by the runs' digests, and speeds by data set.
     """
-    text, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}", markup=False)
-    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
+    text = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     results: dict[str, dict[str, Any]] = {}
     speeds: dict[str, dict[str, Any]] = {}
     total = len(plan.runs) + (len(plan.labels) if plan.rounds else 0)
     with Progress(*columns, console=console, disable=not has_bars(console)) as progress:
-        task = progress.add_task("", total=total, left="")
-        clock = _Clock(total)
+        task = progress.add_task("", total=total)
 
         @contextmanager
-        def part(name: str) -> Iterator[Callable[[str], None]]:
+        def part(name: str) -> Iterator[None]:
             progress.update(task, description=name)
             if not has_bars(console):
-                say(f"[{clock.done + 1}/{total}] {name}{clock.left}", console)
-            start = time.perf_counter()
-            yield lambda doing: progress.update(task, description=f"{name}: {doing}")
-            clock.tick(time.perf_counter() - start)
-            progress.update(task, advance=1, left=clock.left)
+                say(f"[{len(results) + len(speeds) + 1}/{total}] {name}", console)
+            yield
+            progress.advance(task)
 
         for label in plan.labels:
             for one in (one for one in plan.runs if one.label == label):
-                with part(f"{one.entry.name} on {label}, seed {one.seed}") as tell:
-                    results[one.digest] = finish(one, plan, tell)
+                with part(f"{one.entry.name} on {label}, seed {one.seed}"):
+                    results[one.digest] = finish(one, plan)
                 if error := results[one.digest].get("error"):
                     say(f"{one.entry.name} on {label} failed: {error}", progress.console)
             if plan.rounds:
                 with part(f"Speed on {label}"):
                     speeds[label] = _speed(label, plan, results)
-        progress.update(task, description="Done", left="")
+        progress.update(task, description="Done")
     return results, speeds
 
 
-class _Clock:
-    """Estimates the remaining time by the mean of the parts done; parts found finished don't count."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self._measured: list[float] = []
-
-    def tick(self, seconds: float) -> None:
-        """Count a part and its duration."""
-        self.done += 1
-        if seconds > 1:
-            self._measured.append(seconds)
-
-    @property
-    def left(self) -> str:
-        """The remaining time as text; empty while unknown."""
-        if not self._measured:
-            return ""
-        return f", about {duration(sum(self._measured) / len(self._measured) * (self.total - self.done))} left"
-
-
-def finish(one: Run, plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Return the result of a run, after doing it if there is none yet; one that failed is tried again.
-
-    ``tell`` is called about once a second with a description of what the run is doing.
-    """
+def finish(one: Run, plan: Plan) -> dict[str, Any]:
+    """Return the result of a run, after doing it if there is none yet; one that failed is tried again."""
     folder = one.folder(plan.output)
     result = _read(folder / run.RESULT)
     first = one.seed == plan.seeds[0]  # speed is measured on its models
     gone = first and plan.rounds and not (folder / run.CHECKPOINT).is_file()
     if result is None or "error" in result or gone:
-        result = _in_a_process("anomalib_osdirf.benchmark.run", folder, one.job(), tell)
+        result = _in_a_process("anomalib_osdirf.benchmark.run", folder, one.job())
         shutil.rmtree(folder / "work", ignore_errors=True)
         if not first:
             shutil.rmtree(folder / Path(run.CHECKPOINT).parent, ignore_errors=True)
@@ -154,26 +121,15 @@ def _speed(label: str, plan: Plan, results: dict[str, dict[str, Any]]) -> dict[s
     return result
 
 
-def _in_a_process(
-    module: str, folder: Path, job: dict[str, Any], tell: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+def _in_a_process(module: str, folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Do a job in its own process, so that memory is measured per job and a crash ends only that job."""
     shutil.rmtree(folder, ignore_errors=True)
     run.write_json(folder / run.JOB, job)
-    heartbeat = folder / HEARTBEAT
-    with (
-        (folder / _LOG).open("w", encoding="utf-8") as log,
-        subprocess.Popen([sys.executable, "-m", module, str(folder)], stdout=log, stderr=subprocess.STDOUT) as process,
-    ):
-        try:
-            while process.poll() is None:
-                time.sleep(_HEARTBEAT_SECONDS)
-                if tell is not None and heartbeat.is_file() and (doing := heartbeat.read_text(encoding="utf-8")):
-                    tell(doing)
-        except BaseException:  # such as Ctrl-C: the run ends with its benchmark
-            process.kill()
-            raise
-    heartbeat.unlink(missing_ok=True)
+    with (folder / _LOG).open("w", encoding="utf-8") as log:
+        # After Ctrl+C, the run ends with its benchmark.
+        process = subprocess.run(
+            [sys.executable, "-m", module, str(folder)], stdout=log, stderr=subprocess.STDOUT, check=False
+        )
     result = _read(folder / run.RESULT)
     if result is None:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"

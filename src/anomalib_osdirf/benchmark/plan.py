@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,11 @@ class Run:
 
 @dataclass
 class Plan:
-    """A whole benchmark: all runs, data set by data set, and models that can't take part, with the reason."""
+    """A whole benchmark: all runs, data set by data set."""
 
     runs: list[Run]
     output: Path
     rounds: int = 20
-    not_run: dict[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
@@ -85,11 +84,7 @@ class Plan:
 
 
 def read_plan(file: Path, output: Path | None = None) -> Plan:
-    """Read a configuration file.
-
-    Args:
-        file: The file.
-        output: Output folder instead of the file's.
+    """Read a configuration file; an ``output`` folder takes the place of the file's.
 
     Raises:
         ValueError: If it can't be read, or has an unknown or impossible setting.
@@ -105,7 +100,7 @@ def read_plan(file: Path, output: Path | None = None) -> Plan:
         if not grid.get(key):
             raise ValueError(f"benchmark has no {key}; give class_path and init_args, or a grid of them.")
     report = config.get("report") or {}
-    _check_keys("report", report, ("output", "rounds", "openvino", "not_run"))
+    _check_keys("report", report, ("output", "rounds", "openvino"))
     rounds = report.get("rounds", 20)
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 0:
         msg = f"report.rounds={rounds!r} is not a number of rounds; use 20 or more, or 0 to measure no speed."
@@ -126,14 +121,11 @@ def read_plan(file: Path, output: Path | None = None) -> Plan:
         parse_model(entry)
     for label, data in {run.label: run.data for run in runs}.items():
         _check_data(label, data)
-    plan = Plan(
+    return Plan(
         runs=sorted(runs, key=lambda run: [one.label for one in runs].index(run.label)),
         output=output or Path(report.get("output", "results/benchmark")),
         rounds=rounds,
-        not_run={str(name): str(reason) for name, reason in (report.get("not_run") or {}).items()},
     )
-    _check_output(plan.output)
-    return plan
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -226,14 +218,3 @@ def _check_data(label: str, data: dict[str, Any]) -> None:
     # Only these are never downloaded or drawn.
     if type(datamodule).__name__ in {"Folder", "Tabular"} and root is not None and not Path(root).is_dir():
         raise ValueError(f"data {label!r}: root={str(root)!r} does not exist; give the folder that the images are in.")
-
-
-def _check_output(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        msg = f"output={str(output)!r} can't be written to: {error.strerror}; give another folder."
-        raise ValueError(msg) from error

@@ -21,7 +21,6 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback, seed_everything
 
 from anomalib_osdirf.benchmark.entry import Entry, build_data, build_model, local_weights
-from anomalib_osdirf.benchmark.heartbeat import HEARTBEAT, Heartbeat
 from anomalib_osdirf.data.category_evaluator import CategoryEvaluator
 from anomalib_osdirf.data.multi_category import MultiCategory
 from anomalib_osdirf.errors import one_line
@@ -52,7 +51,7 @@ def perform(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = build_model(entry, job["backbone_weights"], size, job["seed"])
     data = build_data(job["data"])
     _use_all_test_images(data)
-    callbacks: list[Callback] = [Heartbeat(folder / HEARTBEAT)]
+    callbacks: list[Callback] = []
     if not isinstance(data, MultiCategory):  # which brings its own
         model.evaluator = None
         callbacks.append(CategoryEvaluator(list(default_evaluator().test_metrics)))  # type: ignore[arg-type]

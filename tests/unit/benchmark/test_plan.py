@@ -102,7 +102,6 @@ def test_the_shipped_file_is_valid(tmp_path: Path) -> None:
     plan = read_plan(CONFIG, tmp_path)
     assert {"OSDIRF", "InvAD", "PaDiM", "DFM", "CFlow"} < set(plan.models)
     assert plan.seeds == [0, 1, 2]
-    assert "EfficientAd" in plan.not_run
     assert plan.rounds >= 20
 
 
@@ -165,12 +164,9 @@ def test_what_is_no_configuration_is_refused(text: str, words: str, read: Callab
         read(text)
 
 
-def test_a_missing_file_and_an_unwritable_output_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="can't be read"):
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="config="):
         read_plan(tmp_path / "nothing.yaml")
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"output=.*can't be written to"):
-        read_plan(CONFIG, tmp_path / "file")
 
 
 def test_metrics_are_sorted_by_category() -> None:
