@@ -8,10 +8,8 @@ It makes no network call. Each check imports what it needs by itself, so that a 
 
 import argparse
 import os
-import shutil
 import site
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,40 +35,18 @@ OPTIONAL_EXTRAS = {
     "weights": "pre-trained weights of tf_efficientnet_lite0 without a download",
     "ray": "to score many images",
 }
-LEAST_FREE_BYTES = 2 * 1024**3
 
 Status = Literal["ok", "note", "fail"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check.
-
-    Attributes:
-        name (str): What was looked at.
-        status (Status): ``fail`` is what keeps something from working, ``note`` what is good to know.
-        found (str): What was found.
-        remedy (str): What to do about it; every failure has one.
-    """
+    """The outcome of one check: ``fail`` keeps something from working, ``note`` is good to know."""
 
     name: str
     status: Status
     found: str
-    remedy: str = ""
-
-
-def check_python() -> Check:
-    """Check that the package supports this Python version."""
-    found = f"{sys.version.split()[0]} at {sys.executable}"
-    try:
-        wanted = metadata.metadata(DISTRIBUTION)["Requires-Python"]
-    except metadata.PackageNotFoundError:
-        return Check("Python", "ok", found)
-    from packaging.specifiers import SpecifierSet
-
-    if SpecifierSet(wanted).contains(".".join(map(str, sys.version_info[:3])), prereleases=True):
-        return Check("Python", "ok", found)
-    return Check("Python", "fail", f"{found}, but {wanted} is needed", f"make an environment with a Python {wanted}")
+    remedy: str = ""  # every failure has one
 
 
 def check_packages() -> Iterator[Check]:
@@ -207,11 +183,7 @@ def check_devices() -> Iterator[Check]:
 
 
 def check_weights(backbone: str, weights: Path | None) -> Check:
-    """Check that the backbone's weights are on this machine, without contacting a hub.
-
-    Weights that are neither a file nor in the cache are a failure even though a machine with a network could download
-    them: what this check tells is whether training works as the machine stands.
-    """
+    """Check that the backbone's weights are on this machine, without contacting a hub."""
     name = f"weights of {backbone}"
     from timm.models import get_pretrained_cfg
 
@@ -263,36 +235,15 @@ def _cached_weights(repository: str, file: str | None) -> str | None:
     return None
 
 
-def check_storage() -> Iterator[Check]:
-    """Check that there is room for results here, and that temporary files can be written."""
-    here = Path.cwd()
-    free = shutil.disk_usage(here).free
-    found = f"{free / 1024**3:.1f} GiB free in {here}"
-    if free < LEAST_FREE_BYTES:
-        remedy = "make room, or put results elsewhere with --default_root_dir DIRECTORY"
-        yield Check("disk", "fail", f"{found}, less than {LEAST_FREE_BYTES / 1024**3:.0f} GiB", remedy)
-    else:
-        yield Check("disk", "ok", found)
-    try:
-        with tempfile.TemporaryFile() as file:
-            file.write(b"\0")
-        yield Check("temporary files", "ok", f"{tempfile.gettempdir()} is writable")
-    except OSError as error:
-        remedy = "set TMPDIR to a directory that you can write to"
-        yield Check("temporary files", "fail", f"can't be written: {one_line(error)}", remedy)
-
-
 def run_checks(backbone: str = DEFAULT_BACKBONE, weights: Path | None = None) -> Iterator[Check]:
     """Run all checks; a check that raises an error counts as failed, and the next one runs."""
     checks: dict[str, Callable[[], Check | Iterable[Check]]] = {
-        "Python": check_python,
         "packages": check_packages,
         "import hook": check_hook,
         "torch and torchvision": check_torchvision,
         "models": check_models,
         "devices": check_devices,
         "weights": partial(check_weights, backbone, weights),
-        "storage": check_storage,
     }
     for name, check in checks.items():
         try:
@@ -313,6 +264,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     parser.add_argument("--weights", type=Path, metavar="FILE", help="local .safetensors or .pth file to look at")
     options = parser.parse_args(arguments)
     done = []
+    print(f"Python {sys.version.split()[0]} at {sys.executable}")  # noqa: T201
     for check in run_checks(options.backbone, options.weights):
         done.append(check)
         print(f"{check.status:<5} {check.name}: {check.found}", flush=True)  # noqa: T201

@@ -49,19 +49,16 @@ def is_quiet() -> bool:
 
 
 @contextmanager
-def quiet(level: int = logging.INFO) -> Iterator[None]:
-    """Print this package's messages from a level on, and only relevant warnings of other packages.
-
-    With :func:`verbose`, print all messages.
-    """
+def quiet() -> Iterator[None]:
+    """Print this package's messages, and only relevant warnings of other packages; all where :func:`verbose`."""
     import lightning.pytorch  # noqa: F401 - with it come the handlers of its loggers
 
     if verbose() or is_quiet():
-        logging.basicConfig(level=level)
+        logging.basicConfig(level=logging.INFO)
         yield
         return
     handler = logging.StreamHandler()
-    handler.setLevel(level)
+    handler.setLevel(logging.INFO)
     handler.setFormatter(_Plain())
     handler.addFilter(_matters)
     root, nncf = logging.getLogger(), logging.getLogger("nncf")

@@ -65,7 +65,7 @@ def test_quickstart_whose_results_can_not_be_written_ends_before_it_begins(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert command_line.main(["quickstart", "--quiet", f"--root={tmp_path / 'file'}"]) == 1
+    assert command_line.main(["quickstart", f"--root={tmp_path / 'file'}"]) == 1
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence.startswith("python -m anomalib_osdirf quickstart: ")
     assert f"{tmp_path / 'file'}" in sentence

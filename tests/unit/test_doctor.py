@@ -84,13 +84,6 @@ def test_source_tree_without_metadata_is_a_note(monkeypatch: pytest.MonkeyPatch)
     assert [check.status for check in doctor.check_packages()] == ["note"]
 
 
-def test_unsupported_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.metadata, "metadata", lambda _: {"Requires-Python": ">=3.99"})
-    check = doctor.check_python()
-    assert check.status == "fail"
-    assert ">=3.99" in check.remedy
-
-
 @pytest.fixture
 def no_hook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An interpreter without the hook; the directory returned is its only site directory."""
@@ -257,22 +250,6 @@ def test_unknown_backbone_fails(no_network: None) -> None:
     assert doctor.check_weights("no_such_backbone", None).status == "fail"
 
 
-def test_little_room_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", sys.maxsize)
-    disk, temporary = doctor.check_storage()
-    assert (disk.status, temporary.status) == ("fail", "ok")
-
-
-def test_unwritable_temporary_directory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def temporary_file() -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", temporary_file)
-    _, temporary = doctor.check_storage()
-    assert temporary.status == "fail"
-    assert "TMPDIR" in temporary.remedy
-
-
 def test_check_that_breaks_off_is_a_failure_and_the_next_ones_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> Iterator[Check]:
         yield Check("first half", "ok", "fine")
@@ -283,8 +260,8 @@ def test_check_that_breaks_off_is_a_failure_and_the_next_ones_run(monkeypatch: p
     for name in ("check_hook", "check_torchvision", "check_models", "check_devices"):
         monkeypatch.setattr(doctor, name, lambda: Check("passing", "ok", "fine"))
     checks = list(doctor.run_checks("filter_bank"))
-    assert Check("packages", "fail", "this check failed: RuntimeError: no idea", checks[2].remedy) == checks[2]
-    assert checks[-1].name == "temporary files"
+    assert Check("packages", "fail", "this check failed: RuntimeError: no idea", checks[1].remedy) == checks[1]
+    assert checks[-1].name == "weights of filter_bank"
 
 
 @pytest.mark.parametrize(("status", "exit_status"), [("ok", 0), ("note", 0), ("fail", 1)])
