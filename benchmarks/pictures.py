@@ -6,7 +6,7 @@
     python benchmarks/pictures.py results/OSDIRF/SyntheticSurfaces/weave/latest
 
 Writes docs/report.jpg, overview and gallery of the report page, and docs/images/defects.jpg, the image that
-scores highest of each kind of defect, with its truth, map and overlay.
+scores highest of each defect type, with its truth, map and overlay.
 """
 
 import argparse
@@ -52,11 +52,11 @@ def photograph(page: Path, output: Path) -> None:
 
 
 def show_defects(run: Path, output: Path) -> None:
-    """Show the image that scores highest of each kind of defect: image, truth, map in its own range, and overlay."""
+    """Show the image that scores highest of each defect type: image, truth, map in its own range, and overlay."""
     scorer, results = load_scorer(run), Results(run)
     rows = []
-    for kind in sorted({kind for kind, label in zip(results.kinds, results.labels, strict=True) if label == 1}):
-        own = [index for index, one in enumerate(results.kinds) if one == kind]
+    for kind in sorted({kind for kind, label in zip(results.defect_types, results.labels, strict=True) if label == 1}):
+        own = [index for index, one in enumerate(results.defect_types) if one == kind]
         path = Path(str(results.paths[max(own, key=lambda index: results.scores[index])]))
         image = read_image(path, max_pixels=10**7)
         found = scorer.score(image)

@@ -66,7 +66,7 @@ class Soak:
 
 
 def draw(folder: Path, count: int, height: int, width: int) -> list[Path]:
-    """Draw images: pieces of a weave, mirrored until they fill the image, each image with noise of its own.
+    """Draw images: tiles of a weave, mirrored until they fill the image, each image with noise of its own.
 
     Args:
         folder: Where to.
@@ -75,7 +75,7 @@ def draw(folder: Path, count: int, height: int, width: int) -> list[Path]:
         width: Pixels.
 
     Returns:
-        PNG files, each :data:`DEFECTIVE`-th from the first on with a defect in its first piece.
+        PNG files, each :data:`DEFECTIVE`-th from the first on with a defect in its first tile.
     """
     defects = list(SURFACES[CATEGORY].defects)
     files = []
@@ -119,7 +119,7 @@ def predictor(model: Path, threads: int | None) -> tuple[str, Predict]:
         score = scorer.score(image)
         return score.score, score.label, score.map, score.mask
 
-    return scorer.kind, predict
+    return scorer.runtime, predict
 
 
 def soak(
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, with fewer predictions")
     parser.add_argument("--images", type=int, default=32, help="different images")
     parser.add_argument("--size", type=int, nargs=2, default=(SIDE, SIDE), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--threads", type=int, help="of an OpenVINO or ONNX model; one for each core if left out")
+    parser.add_argument("--threads", type=int, help="of an OpenVINO or ONNX model; one for each core by default")
     parser.add_argument("--allowed-mb", type=float, default=10.0, help="growth over the whole run")
     parser.add_argument("--plot", type=Path, help="PNG file of the memory")
     options = parser.parse_args(arguments)

@@ -5,7 +5,7 @@
     python benchmarks/streaming_memory.py
 
 The features have MobileNetV2's channels on the default grids; PCA and scorer are fitted as in a training. The cache is
-left out: it has a limit of its own.
+not counted: it has a limit of its own.
 """
 
 import argparse

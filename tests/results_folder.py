@@ -35,12 +35,12 @@ def image_result(
     anomaly_map = (noise[0] + mask) / 2
     grey, low, high = pictures.encode_map(anomaly_map, side)
     counts = [pack(part) for part in pictures.count_pixels(anomaly_map, mask, 0, 1)]
-    category, kind = name_groups(path, label, None)
+    category, defect_type = name_groups(path, label, None)
     return ImageResult(
         path=path,
         label=label,
         category=category,
-        kind=kind,
+        defect_type=defect_type,
         score=score,
         width=side,
         height=side,
@@ -72,12 +72,12 @@ def write_results(folder: Path, images: list[ImageResult], **entries: Any) -> Pa
 
 
 def ordinary_images(count: int = 12) -> list[ImageResult]:
-    """Make images of two kinds of defect and good ones; scores 0 to 20, threshold 10, some on the wrong side."""
+    """Make images of two defect types and good ones; scores 0 to 20, threshold 10, some on the wrong side."""
     rng = np.random.default_rng(0)
     images = []
     for number in range(count):
         label = number % 2
-        kind = ("good", ("dent", "scratch")[number // 2 % 2])[label]
+        defect_type = ("good", ("dent", "scratch")[number // 2 % 2])[label]
         score = float(np.clip(7 + 6 * label + rng.normal() * 4, 0.5, 19.5))
-        images.append(image_result(f"data/bolt/test/{kind}/{number:05d}.png", label, score, seed=number))
+        images.append(image_result(f"data/bolt/test/{defect_type}/{number:05d}.png", label, score, seed=number))
     return images

@@ -135,7 +135,7 @@ def mistake(error: BaseException) -> str | None:
     module = str(frame.f_globals.get("__name__"))
     if type(error).__module__.startswith(_PACKAGE) or (module.startswith(_CHECKS) and _is_raise(frame, line)):
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        sentence = " ".join(re.sub(r"DirType\.(\w+)", lambda kind: kind[1].lower(), text).split())
+        sentence = " ".join(re.sub(r"DirType\.(\w+)", lambda found: found[1].lower(), text).split())
         if module.startswith("anomalib.data") and not isinstance(error, ValueError):
             sentence += "; check --data.root and the folders in it, such as --data.normal_dir."
         return sentence
@@ -198,13 +198,13 @@ def quiet_command_line() -> None:
 
 def _show_error(
     other: Any,  # noqa: ANN401 - the hook that was there
-    kind: type[BaseException],
+    category: type[BaseException],
     error: BaseException,
     trace: TracebackType | None,
 ) -> None:
     sentence = mistake(error)
     if sentence is None:
-        other(kind, error, trace)
+        other(category, error, trace)
     else:
         print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
 

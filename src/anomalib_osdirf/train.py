@@ -24,10 +24,6 @@ _STRIDE = 16  # pixels of an image for a position of the grid
 _WORKERS = 4  # that read images
 
 
-class TrainError(ValueError):
-    """Invalid options; the message says why and what to do."""
-
-
 def main(arguments: Sequence[str], program: str) -> int:
     """Train on a folder of parts."""
     options = _parser(program).parse_args(arguments)
@@ -74,7 +70,7 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
         The run folder and its page, ``None`` where that could not be made.
 
     Raises:
-        TrainError: If the weights are not available.
+        ValueError: If the weights are not available.
         ModuleNotFoundError: If packages of the extra ``openvino`` are missing.
     """
     from anomalib.cli import AnomalibCLI
@@ -94,7 +90,7 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
         model, engine = cli.model, cli.engine
         if not has_an_end(model):
             msg = f"--model {model.name} trains by gradient and does not say for how long"
-            raise TrainError(f"{msg}; use anomalib train with --trainer.max_epochs.")
+            raise ValueError(f"{msg}; use anomalib train with --trainer.max_epochs.")
         _load_weights(model)
         callbacks = cli.config_init.train.trainer.callbacks
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -154,7 +150,7 @@ def _model_class(name: str) -> Any:  # noqa: ANN401
 
     known = {one.__name__: one for one in AnomalibModule.__subclasses__()}
     if name not in known:
-        raise TrainError(f"--model {name} is not an anomalib model; {hint(name, known)}")
+        raise ValueError(f"--model {name} is not an anomalib model; {hint(name, known)}")
     return known[name]
 
 
@@ -166,7 +162,7 @@ def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[di
     for name, value in given.items():
         if value is not None and "backbone" not in takes:
             option = name.replace("_", "-")
-            raise TrainError(f"--{option} is not for {options.model}, which has no choice of it; leave it out.")
+            raise ValueError(f"--{option} is not for {options.model}, which has no choice of it; leave it out.")
     arguments = {} if options.backbone is None else {"backbone": str(options.backbone)}
     if "backbone" not in takes:
         return arguments, {}
@@ -174,7 +170,7 @@ def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[di
     if options.backbone_weights is not None:
         if not options.backbone_weights.is_file():
             msg = f"--backbone-weights {str(options.backbone_weights)!r} does not exist"
-            raise TrainError(f"{msg}; give a .safetensors or .pth file, or --backbone filter_bank, which needs none.")
+            raise ValueError(f"{msg}; give a .safetensors or .pth file, or --backbone filter_bank, which needs none.")
         file = str(options.backbone_weights.resolve())
         if "backbone_weights" in takes:
             return arguments | {"backbone_weights": file}, {}
@@ -183,7 +179,7 @@ def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[di
         try:  # as its constructor will, out of whose error jsonargparse would make something unreadable
             timm.create_model(backbone, pretrained=True)
         except Exception as error:
-            raise TrainError(_no_weights(backbone)) from error
+            raise ValueError(_no_weights(backbone)) from error
     return arguments, {}
 
 
@@ -201,7 +197,7 @@ def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  
                 values = {"mean": list(part.mean), "std": list(part.std)}
             case _:
                 msg = f"--image-size {options.image_size} is not for {options.model}, whose images are also cropped"
-                raise TrainError(f"{msg}; leave it out.")
+                raise ValueError(f"{msg}; leave it out.")
         configured.append({"class_path": f"torchvision.transforms.v2.{type(part).__name__}", "init_args": values})
     compose = {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": configured}}
     return {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": compose}}
@@ -215,9 +211,9 @@ def _load_weights(model: Any) -> None:  # noqa: ANN401 - any of anomalib's
     try:
         backbone.load_pretrained(model.hparams["backbone_weights"])
     except ValueError as error:
-        raise TrainError(str(error)) from error
+        raise ValueError(str(error)) from error
     except RuntimeError as error:
-        raise TrainError(_no_weights(backbone.name)) from error
+        raise ValueError(_no_weights(backbone.name)) from error
 
 
 def _no_weights(backbone: str) -> str:

@@ -47,12 +47,12 @@ def main(arguments: Sequence[str], program: str) -> int:
     checkpoint = CheckpointScorer(file, options.model)
     expected = [checkpoint.score(image) for image in images]
     table = Table("model", "score", "map", "labels", "ms", title=f"Largest differences on {len(images)} images")
-    table.add_row(f"{checkpoint.name}, {checkpoint.kind}", "", "", "", _milliseconds(expected))
+    table.add_row(f"{checkpoint.name}, {checkpoint.runtime}", "", "", "", _milliseconds(expected))
     differences: list[str] = []
     for path in options.exports:
         export = load_scorer(path)
         _check_same_model(checkpoint, export, path)
-        name = f"{path.name}, {export.kind}"
+        name = f"{path.name}, {export.runtime}"
         own, wanted = images, expected
         if export.size is not None:
             own = [resized(image, export.size) for image in images]

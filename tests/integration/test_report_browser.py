@@ -197,9 +197,9 @@ def test_gallery_filters_sorts_and_searches(page: Any) -> None:
     page.locator("#order").select_option("high")
     scores = [float(text.split()[-1]) for text in page.locator("#cards .card").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
-    page.locator("#kind").select_option(label="bolt / dent")
-    assert page.locator("#cards .card").count() == sum(image.kind == "dent" for image in IMAGES)
-    page.locator("#kind").select_option(label="all kinds")
+    page.locator("#defect-type").select_option(label="bolt / dent")
+    assert page.locator("#cards .card").count() == sum(image.defect_type == "dent" for image in IMAGES)
+    page.locator("#defect-type").select_option(label="all defect types")
     page.locator("#search").fill("00007")
     assert page.locator("#cards .card").count() == 1
 

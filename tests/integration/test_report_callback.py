@@ -61,7 +61,7 @@ def test_scores_are_predictions_before_clipping(
 
 def test_kinds_sizes_and_the_run_are_noted(tested: tuple[Run, dict[str, float], str], trained: Any) -> None:
     run, _, html = tested
-    assert sorted(set(run.results.kinds)) == ["dent", "good"]
+    assert sorted(set(run.results.defect_types)) == ["dent", "good"]
     assert run.results.sizes.tolist() == [[72, 80]] * 8
     assert run.entries["checkpoint"] == str(trained.checkpoint.resolve())
     assert run.entries["test"]["state"] == "finished"

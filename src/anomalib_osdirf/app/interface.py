@@ -92,7 +92,7 @@ class App:
             title=f"{self.scorer.name}: try it", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)
         ) as page:
             stays = "Images stay on the computer that serves this page."
-            gradio.Markdown(f"# {self.scorer.name}\nRuns on {self.scorer.kind}. {stays}")
+            gradio.Markdown(f"# {self.scorer.name}\nRuns on {self.scorer.runtime}. {stays}")
             if self.stream is None:
                 self._build_trial()
             else:

@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> "Totals":
         msg = f"--output {str(options.output)!r} ends in neither .parquet nor .csv, which say what it becomes."
         raise ValueError(msg)
     scorer = load_scorer(model)  # a worker would say less clearly what is wrong with it
-    name = f"{scorer.name}, {scorer.kind}, {model}"
+    name = f"{scorer.name}, {scorer.runtime}, {model}"
     watch = DriftWatch(scorer.normal_scores)
     del scorer
     maps = None if options.maps is None else str(options.maps.absolute())

@@ -62,14 +62,7 @@ class CategoryDataset(AnomalibDataset):
 
 
 class CategoryBatches(BatchSampler):
-    """Batches that end where the category changes.
-
-    Args:
-        sampler: Order of the images.
-        batch_size: Images in a batch, at most.
-        drop_last: Always ``False``; Lightning passes it.
-        categories: Category of each image of the data set.
-    """
+    """Batches that end where the category changes; ``categories`` has that of each image of the data set."""
 
     def __init__(self, sampler: Iterable[int], batch_size: int, drop_last: bool, categories: Sequence[str]) -> None:
         super().__init__(sampler, batch_size, drop_last)

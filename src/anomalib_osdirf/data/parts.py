@@ -15,30 +15,16 @@ _HELD_OUT = 0.2  # share of the good images that anomalib's Folder tests with wh
 _NAMED = 3
 
 
-class PartsError(ValueError):
-    """A folder that can't be trained on; the message says why and what was expected."""
-
-
 @dataclass(frozen=True)
 class Parts:
-    """The training data found in a folder.
-
-    Attributes:
-        root: The folder.
-        good: Folder of good parts to train on.
-        good_test: Folder of good parts to test with; ``None`` holds a part of the others out.
-        defects: Folders of defective parts, one for each kind.
-        masks: Folders of masks, a mask for each defective image; none where there are no masks.
-        ignored: Files in these folders that are no images.
-        images: Images of each folder.
-    """
+    """The folders of training data found in a folder, and the images of each."""
 
     root: Path
     good: Path
-    good_test: Path | None = None
+    good_test: Path | None = None  # None: some of the good images are held out for testing
     defects: tuple[Path, ...] = ()
     masks: tuple[Path, ...] = ()
-    ignored: tuple[Path, ...] = ()
+    ignored: tuple[Path, ...] = ()  # files that are no images
     images: dict[Path, list[Path]] = field(default_factory=dict)
 
     @property
@@ -90,17 +76,15 @@ def find_parts(folder: Path, exclude: Path | None = None) -> Parts:
     ``test/<kind>``. Masks are in ``ground_truth``, ``mask`` or ``masks``, in a folder for each kind or in one for all.
 
     Raises:
-        PartsError: If there is nothing to train on, or masks don't fit to images.
+        ValueError: If there is nothing to train on, or masks don't fit to images.
     """
     root = folder.resolve()
     if not root.is_dir():
-        reason = "is not a folder" if root.exists() else "does not exist"
-        msg = f"{str(folder)!r} {reason}; give a folder with good parts"
-        raise PartsError(f"{msg} in its subfolder 'good'.")
+        raise ValueError(f"{str(folder)!r} is not a folder; give one with good parts in its subfolder 'good'.")
     top = _folders(root, exclude)
     good = top.get("good") or _folders(top.get("train")).get("good")
     if good is None:
-        raise PartsError(_nothing_good(folder, top))
+        raise ValueError(_nothing_good(folder, top))
     kinds = _folders(top["test"]) if "test" in top else {name: top[name] for name in top.keys() - _NO_DEFECTS}
     good_test = kinds.pop("good", None)
     files = {one: _files(one) for one in [good, *([good_test] if good_test else []), *kinds.values()]}
@@ -119,13 +103,13 @@ def _check_number(parts: Parts, folder: Path) -> None:
     place, count = str(folder / parts.good.relative_to(parts.root)), len(parts.images[parts.good])
     if not count:
         has = f"; it has {_few([one.name for one in parts.ignored])}" if parts.ignored else ""
-        raise PartsError(f"{place!r} has no images: looked for files that end in {', '.join(IMAGE_SUFFIXES)}{has}.")
+        raise ValueError(f"{place!r} has no images: looked for files that end in {', '.join(IMAGE_SUFFIXES)}{has}.")
     tested = parts.good_test or parts.defects or parts.held_out
     if count < 2 or not tested:
         images = "1 image" if count == 1 else f"{count} images"
         needed = 2 if parts.good_test or parts.defects else round(1 / _HELD_OUT)
         why = "" if needed == 2 else ", one of them to test with"
-        raise PartsError(
+        raise ValueError(
             f"{place!r} has {images} of good parts; a training needs at least {needed}{why}, and 50 or more are better."
         )
 
@@ -148,13 +132,12 @@ def _find_masks(top: dict[str, Path], defects: tuple[Path, ...], images: dict[Pa
     missing = [part for part in parts if part.stem not in stems]
     if missing:
         where = f"{folder.name!r} has no mask for {_few([f'{one.parent.name}/{one.name}' for one in missing])}"
-        raise PartsError(where + advice)
+        raise ValueError(where + advice)
     if len(masks) != len(parts):
-        raise PartsError(f"{folder.name!r} has {len(masks)} masks for {len(parts)} defective images{advice}")
+        raise ValueError(f"{folder.name!r} has {len(masks)} masks for {len(parts)} defective images{advice}")
     for part, mask in zip(parts, masks, strict=True):
         if mask.stem.removesuffix("_mask") != part.stem:
-            msg = f"{folder.name!r} sorts otherwise than the images, {mask.name} where {part.name} is due{advice}"
-            raise PartsError(msg)
+            raise ValueError(f"{folder.name!r} has {mask.name} where that of {part.name} is expected{advice}")
     return found
 
 

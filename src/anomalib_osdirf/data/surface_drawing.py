@@ -174,13 +174,9 @@ class Weave(Scene):
         change_order: Callable[[Array, Array, Array], Array] | None = None,
         missing: int | None = None,
     ) -> Array:
-        """Return the cloth ``(side, side, 3)`` for given yarn coordinates.
+        """Return the cloth ``(side, side, 3)`` for positions across upright and level yarns, ``(side, side)`` each.
 
-        Args:
-            u: Position across the upright yarns, in yarns, of shape ``(side, side)``.
-            v: Position across the level yarns, likewise.
-            change_order: Turns (column, row, which yarn is on top) into another order.
-            missing: An upright yarn that is not there.
+        ``change_order`` turns (column, row, which yarn is on top) into another order; an upright yarn can be missing.
         """
         column, row = np.floor(u), np.floor(v)
         off_column, off_row = u - column - 0.5, v - row - 0.5
@@ -598,11 +594,8 @@ class LooseParts(Scene):
     ) -> Array:
         """Return a part's height in units, 0 beside it, of shape ``(side, side)``.
 
-        Args:
-            part: Which part.
-            cut: Distance to where a washer or nut is cut away, negative inside, in units.
-            bend: How far a screw's tip is bent sideways, in its own units.
-            worn: Where a screw's thread is worn off: from and to, in its own units from the head's end.
+        A washer or nut is cut away where ``cut`` is negative; a screw's tip is bent sideways by ``bend``, and its
+        thread worn off between two distances from the head's end, both in its own units.
         """
         along, across = self.frame(part)
         if part.kind == "screw":
@@ -706,16 +699,10 @@ def draw_surface(
     image_size: int,
     seed: Sequence[int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw one picture of a surface and the mask of its defect.
-
-    Args:
-        category: One of ``SURFACES``.
-        defect: One of the surface's defects, or ``None`` for a normal picture.
-        image_size: Side of the picture in pixels.
-        seed: Non-negative numbers that stand for this picture.
+    """Draw the picture with this seed of a surface, with a defect or with ``None``.
 
     Returns:
-        The picture as RGB of shape ``(H, W, 3)`` and the mask, 0 or 255, of shape ``(H, W)``.
+        The picture as RGB of shape ``(H, W, 3)`` and the defect's mask, 0 or 255, of shape ``(H, W)``.
     """
     scene_rng, defect_rng, camera_rng = (np.random.default_rng([*seed, stream]) for stream in range(3))
     surface = SURFACES[category]
@@ -795,13 +782,9 @@ def random_place(rng: np.random.Generator, margin: float) -> tuple[float, float]
 
 
 def random_curve(rng: np.random.Generator, length: float, bend: float, angle: float | None = None) -> Array:
-    """Return a slightly bent stroke inside the picture, ``(33, 2)`` corners in units.
+    """Return a stroke inside the picture, ``(33, 2)`` corners in units.
 
-    Args:
-        rng: Source of place, direction and bend.
-        length: Length of the stroke in units.
-        bend: Largest deviation from a straight line, relative to the length.
-        angle: Direction in radians, random when not given.
+    It deviates from a straight line by at most ``bend``, relative to its length; a direction of ``None`` is random.
     """
     direction = rng.uniform(0, math.pi) if angle is None else angle
     margin = 12 + length / 2

@@ -64,14 +64,14 @@ class Scorer(ABC):
 
     Attributes:
         name: Name of the model.
-        kind: Runtime, such as OpenVINO.
+        runtime: Runtime, such as OpenVINO.
         batch_size: Number of images that an export of fixed batch takes, copies of the same, and 1 of any other.
         size: Height and width that images are resized to, of an export of fixed size.
         threshold: Scores above it are anomalous.
         pixel_threshold: Values of the map above it are anomalous.
     """
 
-    kind: str
+    runtime: str
     batch_size = 1
     size: tuple[int, int] | None = None
 
@@ -149,7 +149,7 @@ class Scorer(ABC):
 class OpenVINOScorer(Scorer):
     """An OpenVINO model on the processor."""
 
-    kind = "OpenVINO"
+    runtime = "OpenVINO"
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
         avoid_broken_instructions()
@@ -185,7 +185,7 @@ class OpenVINOScorer(Scorer):
 class ONNXScorer(Scorer):
     """An ONNX model on the processor."""
 
-    kind = "ONNX Runtime"
+    runtime = "ONNX Runtime"
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its wheels send events to their maker
@@ -212,7 +212,7 @@ class ONNXScorer(Scorer):
 class CheckpointScorer(Scorer):
     """A Lightning checkpoint, on a GPU where there is one; it says itself which model it is, or ``model`` does."""
 
-    kind = "PyTorch"
+    runtime = "PyTorch"
 
     def __init__(self, path: Path, model: str | None = None) -> None:
         import torch

@@ -161,7 +161,7 @@ class Scorer(nn.Module):
         size: Sequence[int] = (1, 1),
         fine: Mapping[str, FineFit | None] | None = None,
     ) -> Fit:
-        """Fit on normal training images: clusters, densities, units, constants of the image score.
+        """Fit on normal training images: clusters, densities, units, normalisation of the image score.
 
         Args:
             images: Returns this process's images in batches of fields, fine features and numbers, at every call.

@@ -39,17 +39,11 @@ def quantiles(scores: NDArray) -> list[float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A window of new scores beside the reference.
+    """A window of new scores beside the reference."""
 
-    Attributes:
-        p_value: Of the hypothesis that both have one distribution.
-        median: The window's.
-        reference: The reference's median.
-    """
-
-    p_value: float
+    p_value: float  # of the hypothesis that both have one distribution
     median: float
-    reference: float
+    reference: float  # its median
 
     @property
     def drifts(self) -> bool:

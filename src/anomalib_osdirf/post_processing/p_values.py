@@ -34,15 +34,7 @@ def normalise(scores: NDArray, knots: Array) -> Array:
 
 
 def raw_scores(normalised: NDArray | float, knots: Array) -> Array:
-    """Reverse :func:`normalise`.
-
-    Args:
-        normalised: Values in (0, 1), any shape.
-        knots: As for :func:`normalise`.
-
-    Returns:
-        Raw scores or maps.
-    """
+    """Reverse :func:`normalise`: return raw scores or maps of values in (0, 1), of any shape."""
     values, places, exponents = np.asarray(normalised, np.float64), np.asarray(knots, np.float64), np.array(EXPONENTS)
     wanted = values / (1 - values)
     slopes = np.diff(exponents) / np.diff(places)

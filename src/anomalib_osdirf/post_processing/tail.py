@@ -28,22 +28,12 @@ _DISTANCES = np.geomspace(1e-3, 1e6, 200)  # likewise
 _SHARE_NODES = (np.arange(20) + 0.5) / 20
 
 
-class UnsupportedRateError(ValueError):
-    """A false-alarm rate that is too small for the number of scores; the message says what would work."""
-
-
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration on n scores of normal images.
+    """Calibration on scores of normal images."""
 
-    Attributes:
-        knots: Scores whose p-value is rate^e, for each e of :data:`~p_values.EXPONENTS`, ascending.
-        interval: Where the false-alarm rate that the threshold gives lies, with the probability :data:`LEVEL`.
-        images: The number n.
-    """
-
-    knots: tuple[float, ...]
-    interval: tuple[float, float]
+    knots: tuple[float, ...]  # scores whose p-value is rate^e, for each e of EXPONENTS, ascending
+    interval: tuple[float, float]  # of the threshold's false-alarm rate, at the level LEVEL
     images: int
 
     @property
@@ -68,14 +58,13 @@ def calibrate(scores: Array, rate: float, extrapolate: bool = False, images: str
     With ``extrapolate``, the threshold comes from the fitted tail where the rate is below 1 / (n + 1).
 
     Raises:
-        UnsupportedRateError: If the scores can't support the rate; ``images`` says what they are.
-        ValueError: If the scores are not finite, or all equal.
+        ValueError: If the scores can't support the rate (``images`` says what they are), are not finite, or all equal.
     """
     ordered = np.sort(np.asarray(scores, np.float64))
     count = len(ordered)
     counted = supports(count, rate)
     if not counted and (not extrapolate or count < FEWEST_SCORES):
-        raise UnsupportedRateError(unsupported(count, rate, images))
+        raise ValueError(unsupported(count, rate, images))
     if not np.isfinite(ordered).all():
         msg = "The scores of normal images are not all finite, so they have no threshold; train the model again."
         raise ValueError(msg)

@@ -232,7 +232,7 @@ class ReportCallback(Callback):
         paths = getattr(batch, "image_path", None)
         path = str(paths[index]) if paths else None
         label = _item(getattr(batch, "gt_label", None), index)
-        group, kind = name_groups(path, None if label is None else int(label), _category(datamodule, path))
+        group, defect_type = name_groups(path, None if label is None else int(label), _category(datamodule, path))
         score = _item(getattr(batch, "pred_score", None), index)
         anomaly_map = _plane(getattr(batch, "anomaly_map", None), index)
         if score is None and anomaly_map is not None:
@@ -243,7 +243,7 @@ class ReportCallback(Callback):
             path=path,
             label=None if label is None else int(label),
             category=group,
-            kind=kind,
+            defect_type=defect_type,
             score=score if score is not None and math.isfinite(score) else None,
             width=width,
             height=height,

@@ -15,7 +15,7 @@ import numpy as np
 from anomalib_osdirf.export.metadata import read_json
 from anomalib_osdirf.telemetry import send_nothing
 
-_KINDS = {".xml": "OpenVINO", ".onnx": "ONNX", ".pt": "torch", ".ckpt": "checkpoint"}
+_FORMATS = {".xml": "OpenVINO", ".onnx": "ONNX", ".pt": "torch", ".ckpt": "checkpoint"}
 _WARM_UP, _RUNS = 3, 20
 _DEFAULT_SIZE = [256, 256]
 
@@ -25,7 +25,7 @@ class Export:
     """A model file."""
 
     path: Path
-    kind: str
+    format: str
     size: int  # bytes, with what belongs to the file
     compression: str | None
     latency: dict[str, Any] | None  # of `measure`
@@ -35,16 +35,16 @@ def find_exports(folder: Path, latencies: dict[str, Any] | None = None) -> list[
     """List the models below a results folder, checkpoints last, with the latencies that :func:`measure` found."""
     exports = []
     for file in sorted((folder / "weights").rglob("*")):
-        kind = _KINDS.get(file.suffix)
-        if kind is None or any(part.startswith(".") for part in file.relative_to(folder).parts):
+        form = _FORMATS.get(file.suffix)
+        if form is None or any(part.startswith(".") for part in file.relative_to(folder).parts):
             continue
         size = file.stat().st_size
         companions = (file.with_suffix(".bin"), file.with_suffix(".onnx.data"), file.with_name(f"{file.name}.data"))
-        if kind in {"OpenVINO", "ONNX"}:
+        if form in {"OpenVINO", "ONNX"}:
             size += sum(other.stat().st_size for other in set(companions) if other.is_file())
         name = file.relative_to(folder).as_posix()
-        exports.append(Export(file, kind, size, read_json(file).get("compression_type"), (latencies or {}).get(name)))
-    return sorted(exports, key=lambda export: (list(_KINDS.values()).index(export.kind), str(export.path)))
+        exports.append(Export(file, form, size, read_json(file).get("compression_type"), (latencies or {}).get(name)))
+    return sorted(exports, key=lambda export: (list(_FORMATS.values()).index(export.format), str(export.path)))
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def measure(folder: Path) -> dict[str, Any]:
     runners = {"OpenVINO": ("openvino", _openvino), "ONNX": ("onnxruntime", _onnx)}
     latencies = {}
     for export in find_exports(folder):
-        package, load = runners.get(export.kind, ("", _openvino))
+        package, load = runners.get(export.format, ("", _openvino))
         if not package or find_spec(package) is None:
             continue
         height, width = read_json(export.path).get("image_size") or _DEFAULT_SIZE

@@ -28,7 +28,7 @@ from anomalib_osdirf.progress import duration
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.exports import Export, find_exports
 from anomalib_osdirf.report.pictures import map_outline, mask_outline, page_picture
-from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError
+from anomalib_osdirf.report.results import FILE_NAME, Results
 from anomalib_osdirf.report.statistics import Estimate
 from anomalib_osdirf.runs import shown as shown_path
 
@@ -159,17 +159,18 @@ class Run:
 
     @cached_property
     def groups(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Figures of each category and kind of defect, against the normal images of the same category."""
+        """Figures of each category and defect type, against the normal images of the same category."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
-        labels, kinds, categories = self.results.labels, np.array(self.results.kinds), np.array(self.results.categories)
+        labels, types = self.results.labels, np.array(self.results.defect_types)
+        categories = np.array(self.results.categories)
         for category in self.category_names:
             inside = self.scored & (categories == category)
-            names = sorted(set(kinds[inside & (labels == 1)].tolist()))
-            several = [""] if len(names) != 1 else []  # "": all kinds together
-            for kind in [*several, *names]:
-                chosen = inside & ((labels == 0) | (kinds == kind) | (not kind))
+            names = sorted(set(types[inside & (labels == 1)].tolist()))
+            several = [""] if len(names) != 1 else []  # "": all defect types together
+            for defect_type in [*several, *names]:
+                chosen = inside & ((labels == 0) | (types == defect_type) | (not defect_type))
                 anomalies = int((chosen & (labels == 1)).sum())
-                found[category, kind] = {"images": anomalies, **self._metrics_of(category, chosen)}
+                found[category, defect_type] = {"images": anomalies, **self._metrics_of(category, chosen)}
         return found
 
     @cached_property
@@ -231,7 +232,7 @@ class Run:
     @cached_property
     def model_file(self) -> Path | None:
         """The file that a threshold is set in: the exported OpenVINO model, or else the checkpoint."""
-        found = [export.path for export in self.exports if export.kind == "OpenVINO"]
+        found = [export.path for export in self.exports if export.format == "OpenVINO"]
         found += [Path(self.entries["checkpoint"])] if self.entries.get("checkpoint") else []
         return found[0] if found else None
 
@@ -240,7 +241,7 @@ def write_page(folders: Sequence[Path], output: Path) -> Path:
     """Write a page about results folders to a file, and return that.
 
     Raises:
-        ResultsError: If a folder has no results.
+        ValueError: If a folder has no results.
         ModuleNotFoundError: If packages of the extra ``report`` are missing.
     """
     missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
@@ -285,7 +286,7 @@ def _load(folders: Sequence[Path]) -> list[Run]:
     if not any(run.results.ids or len(run.results.losses) for run in runs):
         names = ", ".join(repr(str(run.results.folder)) for run in runs)
         msg = f"results folder {names} has neither a test's nor a training's results yet; wait for it, or test again."
-        raise ResultsError(msg)
+        raise ValueError(msg)
     # As short as tells the runs apart.
     parts = [(run.model, run.data, run.results.folder.name, str(run.results.folder)) for run in runs]
     for wanted in ((0,), (0, 1), (0, 1, 2), (0, 1, 3)):
@@ -391,7 +392,7 @@ def _means(runs: list[Run]) -> list[tuple[str, dict[str, Estimate]]]:
 
 def _group_rows(runs: list[Run]) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
     keys = dict.fromkeys(key for run in runs for key in run.groups)
-    return [(category, kind, [run.groups.get((category, kind)) for run in runs]) for category, kind in keys]
+    return [(*key, [run.groups.get(key) for run in runs]) for key in keys]
 
 
 def _figure(value: float | None) -> str:
@@ -416,7 +417,8 @@ def _raw_threshold(values: dict[str, Any], level: str) -> float | None:
 
 def _run_data(run: Run, shown: dict[int, list[Any]]) -> dict[str, Any]:
     results = run.results
-    kinds = sorted(set(zip(results.categories, results.kinds, strict=True)))
+    type_of = list(zip(results.categories, results.defect_types, strict=True))
+    types = sorted(set(type_of))
     paths = [
         Path(path).as_posix() if path else f"image {number}"
         for path, number in zip(results.paths, results.ids, strict=True)
@@ -435,8 +437,8 @@ def _run_data(run: Run, shown: dict[int, list[Any]]) -> dict[str, Any]:
         "auroc": _interval(run.metrics.get("image AUROC")),
         "folder": folder,
         "names": [path[len(folder) :] for path in paths],
-        "kinds": [" / ".join(part for part in kind if part) for kind in kinds],
-        "kind": [kinds.index(kind) for kind in zip(results.categories, results.kinds, strict=True)],
+        "types": [" / ".join(filter(None, one)) for one in types],
+        "type": [types.index(one) for one in type_of],
         "labels": results.labels.tolist(),
         "scores": [None if not np.isfinite(score) else float(f"{score:.9g}") for score in run.scores],
         "sizes": results.sizes.tolist(),
@@ -451,7 +453,7 @@ def _interval(estimate: Estimate | None) -> list[float] | None:
 
 
 def _common_folder(paths: list[str]) -> str:
-    """Return the folder that all paths have in common, but for the last, which tells the kind."""
+    """Return the folder that all paths have in common, but for the last, which tells the defect type."""
     folders = {Path(path).parent for path in paths}
     try:
         common = Path(os.path.commonpath(folders))

@@ -27,12 +27,12 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS entry (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS loss (step INTEGER PRIMARY KEY, value REAL);
 CREATE TABLE IF NOT EXISTS image (
-    id INTEGER PRIMARY KEY, path TEXT UNIQUE, label INTEGER, category TEXT, kind TEXT, score REAL,
+    id INTEGER PRIMARY KEY, path TEXT UNIQUE, label INTEGER, category TEXT, defect_type TEXT, score REAL,
     width INTEGER, height INTEGER, picture BLOB, map BLOB, map_low REAL, map_high REAL, mask BLOB,
     normal_pixels BLOB, anomalous_pixels BLOB, regions BLOB
 );
 """
-_LIGHT = "id, path, label, category, kind, score, width, height"
+_LIGHT = "id, path, label, category, defect_type, score, width, height"
 
 
 @dataclass
@@ -42,7 +42,7 @@ class ImageResult:
     path: str | None
     label: int | None  # 0 normal, 1 anomalous, None unknown
     category: str
-    kind: str
+    defect_type: str
     score: float | None
     width: int
     height: int
@@ -54,10 +54,6 @@ class ImageResult:
     normal_pixels: bytes | None  # counts of the map's values in pixels of either class, by `pack`
     anomalous_pixels: bytes | None
     regions: bytes | None  # shares of the anomalous regions' pixels by the map's value, summed, by `pack`
-
-
-class ResultsError(ValueError):
-    """A folder without usable results; its message says what to do."""
 
 
 class ResultsWriter:
@@ -128,7 +124,7 @@ class Results:
         paths: Paths, ``None`` where the data have none.
         labels: 0 normal, 1 anomalous, -1 unknown.
         categories: Names of categories.
-        kinds: Names of kinds of defects.
+        defect_types: Names of defect types.
         scores: Scores, NaN where there is none.
         sizes: Widths and heights, ``(N, 2)``.
 
@@ -136,14 +132,14 @@ class Results:
         folder: Results folder.
 
     Raises:
-        ResultsError: If the folder has no results file, or not a readable one.
+        ValueError: If the folder has no results file, or not a readable one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / FILE_NAME
         if not self.file.is_file():
-            raise ResultsError(_no_results(folder))
+            raise ValueError(_no_results(folder))
         try:
             self._recover()
             with closing(self._connect()) as database:
@@ -151,7 +147,7 @@ class Results:
                     name: json.loads(value) for name, value in database.execute("SELECT name, value FROM entry")
                 }
                 if self.entries.get("format") != FORMAT:
-                    raise ResultsError(
+                    raise ValueError(
                         f"{str(self.file)!r} has format {self.entries.get('format')}, and this version reads {FORMAT}; "
                         "run the test again, or use the version of anomalib-osdirf that wrote it."
                     )
@@ -161,12 +157,12 @@ class Results:
                 rows = database.execute(f"SELECT {_LIGHT} FROM image ORDER BY id").fetchall()
         except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
             sentence = f"{str(self.file)!r} can't be read ({error}); delete it and run the test again."
-            raise ResultsError(sentence) from error
+            raise ValueError(sentence) from error
         self.ids: list[int] = [row[0] for row in rows]
         self.paths: list[str | None] = [row[1] for row in rows]
         self.labels = np.array([-1 if row[2] is None else row[2] for row in rows], dtype=np.int64)
         self.categories: list[str] = [row[3] for row in rows]
-        self.kinds: list[str] = [row[4] for row in rows]
+        self.defect_types: list[str] = [row[4] for row in rows]
         self.scores = np.array([np.nan if row[5] is None else row[5] for row in rows], dtype=np.float64)
         self.sizes = np.array([row[6:8] for row in rows], dtype=np.int64).reshape(-1, 2)
 
@@ -223,9 +219,9 @@ def unpack(packed: bytes) -> NDArray[np.float32]:
 
 
 def name_groups(path: str | None, label: int | None, category: str | None) -> tuple[str, str]:
-    """Tell an image's category (empty for none) and kind of defect from its path and label.
+    """Tell an image's category (empty for none) and defect type from its path and label.
 
-    Paths are ``.../<category>/test/<kind>/000.png`` or ``.../<kind>/000.png``. ``category`` is the data's own name.
+    Paths are ``.../<category>/test/<type>/000.png`` or ``.../<type>/000.png``. ``category`` is the data's own name.
     """
     parts = Path(path or "").parts
     if not category:

@@ -58,7 +58,7 @@ def _places(run: Run, page: Path | None) -> Iterator[tuple[str, str]]:
         if (folder / file).exists():
             yield name, shown(folder / file)
     checkpoint = run.entries.get("checkpoint")
-    exported = next((export.path for export in run.exports if export.kind == "OpenVINO"), None)
+    exported = next((export.path for export in run.exports if export.format == "OpenVINO"), None)
     if checkpoint:
         yield "Checkpoint", shown(Path(checkpoint))
     if exported is not None:
@@ -77,18 +77,18 @@ def _command(*words: str) -> str:
 
 
 def write_predictions(run: Run) -> None:
-    """Write ``predictions.csv`` into a run folder: path, category, kind, truth, score and label of each tested image.
+    """Write ``predictions.csv`` into a run folder: path, category, defect type, truth, score and label of each image.
 
     Truth and label are whether the image is anomalous; scores are normalised, but not clipped to 0 and 1.
     """
     results, threshold = run.results, run.threshold[0]
-    rows = zip(results.paths, results.categories, results.kinds, results.labels, run.scores, strict=True)
+    rows = zip(results.paths, results.categories, results.defect_types, results.labels, run.scores, strict=True)
     with (results.folder / PREDICTIONS).open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         table = csv.writer(stream)
-        table.writerow(("path", "category", "kind", "truth", "score", "label"))
-        for path, category, kind, truth, score in rows:
+        table.writerow(("path", "category", "defect_type", "truth", "score", "label"))
+        for path, category, defect_type, truth, score in rows:
             label = None if threshold is None or not isfinite(score) else bool(score > threshold)
-            table.writerow((path, category, kind, None if truth < 0 else bool(truth), f"{score:.6g}", label))
+            table.writerow((path, category, defect_type, None if truth < 0 else bool(truth), f"{score:.6g}", label))
 
 
 def _metrics(run: Run) -> Iterator[tuple[str, str]]:

@@ -118,11 +118,11 @@ class ImageScore(FittedBuffers):
         return torch.stack([flat.amax(dim=1), flat.topk(count, dim=1).values.mean(dim=1)], dim=1)
 
     def fit(self, terms: Tensor, cluster: Tensor, clusters: int) -> None:
-        """Set the constants.
+        """Set the normalisation.
 
         Args:
             terms: Terms of all held-out images, shape ``(N, 2)``.
-            cluster: Cluster of each, shape ``(N,)``; one of fewer than two images takes the constants of all.
+            cluster: Cluster of each, shape ``(N,)``; one of fewer than two images takes the normalisation of all.
             clusters: Number of clusters.
         """
         groups = [terms[cluster == index].double() for index in range(clusters)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from anomalib.data import Folder
 
-from anomalib_osdirf.data.parts import Parts, PartsError, find_parts
+from anomalib_osdirf.data.parts import Parts, find_parts
 from anomalib_osdirf.data.reading import allow_any_script
 
 Make = Callable[..., Path]
@@ -87,7 +87,7 @@ def test_names_of_any_script_are_found(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "words"),
     [
-        ({}, ["does not exist"]),
+        ({}, ["is not a folder"]),
         ({"defect": 3}, ["'good'", "'train/good'", "'defect'"]),
         ({"good": ["clip.mp4"]}, ["no images", ".png", "clip.mp4"]),
         ({"good": []}, ["no images", ".png"]),
@@ -97,7 +97,7 @@ def test_names_of_any_script_are_found(make: Make, tmp_path: Path) -> None:
         ({"good": 10, "defect": 2, "mask": 3}, ["3 masks", "2 defective images"]),
         (
             {"good": 10, "defect": ["1.png", "10.png"], "mask": ["1_mask.png", "10_mask.png"]},
-            ["sorts", "10_mask.png", "1.png"],
+            ["10_mask.png", "1.png"],
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_what_can_not_be_trained_on_is_said_in_one_sentence(
     make: Make, tmp_path: Path, contents: dict[str, int | list[str]], words: list[str]
 ) -> None:
     make(**contents)
-    with pytest.raises(PartsError) as raised:
+    with pytest.raises(ValueError, match=r"good|mask") as raised:
         find_parts(tmp_path / "parts")
     assert all(word in str(raised.value) for word in words)
     assert str(raised.value).count(". ") == 0

@@ -129,7 +129,7 @@ def test_checkpoints_score_as_predict_does(trained: Any, parts: Path, engine: An
 
     file = parts / "test" / "dent" / "00.png"
     scorer = load_scorer(trained.results)
-    assert (scorer.name, scorer.kind) == ("OSDIRF", "PyTorch")
+    assert (scorer.name, scorer.runtime) == ("OSDIRF", "PyTorch")
     result = scorer.score(read_image(file, 10**6))
     (prediction,) = engine().predict(OSDIRF(), data_path=file, ckpt_path=trained.checkpoint)
     assert result.score == pytest.approx(float(prediction.pred_score), abs=1e-5)

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_sizes_are_those_of_all_of_a_models_files(folder: Path) -> None:
     openvino_model, onnx_model, checkpoint = find_exports(folder)
-    assert (openvino_model.kind, onnx_model.kind, checkpoint.kind) == ("OpenVINO", "ONNX", "checkpoint")
+    assert (openvino_model.format, onnx_model.format, checkpoint.format) == ("OpenVINO", "ONNX", "checkpoint")
     assert openvino_model.size == openvino_model.path.stat().st_size + 2_500_000
     assert onnx_model.compression == "FP16"
     assert checkpoint.size == 1000

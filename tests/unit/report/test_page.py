@@ -20,7 +20,7 @@ from anomalib_osdirf.__main__ import main
 from anomalib_osdirf.report import page as page_module
 from anomalib_osdirf.report import statistics
 from anomalib_osdirf.report.page import Run, write_page
-from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsError, ResultsWriter
+from anomalib_osdirf.report.results import FILE_NAME, Results, ResultsWriter
 from limits import largest_file, needs_limits
 from results_folder import image_result, ordinary_images, write_results
 
@@ -247,7 +247,9 @@ def test_twenty_thousand_images(tmp_path: Path) -> None:
     plain.picture = plain.map = plain.normal_pixels = plain.anomalous_pixels = plain.regions = None
     scores = rng.normal(8, 2, 20_000)
     names = (f"data/bolt/test/good/{number:06d}.png" for number in range(1000, 20_900))
-    images = [replace(plain, path=name, kind="good", score=score) for name, score in zip(names, scores, strict=False)]
+    images = [
+        replace(plain, path=name, defect_type="good", score=score) for name, score in zip(names, scores, strict=False)
+    ]
     ResultsWriter(folder).add_images(images)
     file = write_page([folder], tmp_path / "report.html")
     assert file.stat().st_size < 9_000_000  # and a megabyte of charts
@@ -334,7 +336,7 @@ def test_an_image_that_a_sampler_repeats_counts_once(tmp_path: Path) -> None:
 
 
 def test_errors_name_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="nowhere"):
+    with pytest.raises(ValueError, match="nowhere"):
         Results(tmp_path / "nowhere")
 
 

@@ -82,7 +82,7 @@ class LatentScorer(nn.Module):
         size: Sequence[int] = (1, 1),
         fine: Mapping[str, Any] | None = None,
     ) -> Fit:
-        """Fit the constants, see :meth:`~anomalib_osdirf.models.scorer.Scorer.fit`; no density knows the images."""
+        """Fit the score normalisation, see :meth:`~anomalib_osdirf.models.scorer.Scorer.fit`."""
         del painted, fine
         moments = StreamingMoments()
         terms, extremes = [], []

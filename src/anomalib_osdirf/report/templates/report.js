@@ -1,6 +1,6 @@
 // Copyright (C) 2026 The anomalib-osdirf authors
 // SPDX-License-Identifier: Apache-2.0
-// Names of files, kinds and models come from users: they reach the page as text only, never as markup.
+// Names of files, defect types and models come from users: they reach the page as text only, never as markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
@@ -14,7 +14,7 @@ const OUTCOMES = {
   unlabelled: ["Unlabelled", "? unlabelled"],
 };
 
-const state = { run: 0, outcome: "all", kind: -1, order: "section", common: false, search: "", page: 0, open: -1, other: 1, versus: null };
+const state = { run: 0, outcome: "all", type: -1, order: "section", common: false, search: "", page: 0, open: -1, other: 1, versus: null };
 const thresholds = data.runs.map((run) => run.threshold ?? 0);
 const run = () => data.runs[state.run];
 const threshold = () => thresholds[state.run];
@@ -202,13 +202,13 @@ const drawHistogram = async () => {
   histogram.addSignalListener("threshold", (_, place) => { if (place !== axis.place(threshold())) setThreshold(rounded(place)); });
 };
 
-const drawCurve = async (id, kind, x, y, point) => draw(id, {
+const drawCurve = async (id, curve, x, y, point) => draw(id, {
   height: 210,
   params: [{ name: "atX", value: point[0] }, { name: "atY", value: point[1] }],
   layer: [
     {
-      data: { values: data.runs.flatMap((one) => one.curves[kind].map(([a, b], index) => ({ a, b, index, run: one.label }))) },
-      mark: { type: "line", interpolate: kind === "roc" ? "linear" : "step-before", strokeWidth: 2.5, clip: true },
+      data: { values: data.runs.flatMap((one) => one.curves[curve].map(([a, b], index) => ({ a, b, index, run: one.label }))) },
+      mark: { type: "line", interpolate: curve === "roc" ? "linear" : "step-before", strokeWidth: 2.5, clip: true },
       encoding: {
         x: { field: "a", type: "quantitative", title: x, scale: { domain: [0, 1] } },
         y: { field: "b", type: "quantitative", title: y, scale: { domain: [0, 1.005], nice: false }, axis: { values: [0, 0.2, 0.4, 0.6, 0.8, 1] } },
@@ -318,7 +318,7 @@ const sections = () => {
 };
 
 const ordered = () => {
-  const { scores, names, kind } = run();
+  const { scores, names, type } = run();
   const limit = threshold(), text = state.search.toLowerCase(), section = sections();
   const value = (index) => scores[index] ?? -Infinity;
   const orders = {
@@ -327,7 +327,7 @@ const ordered = () => {
   };
   return names.map((_, index) => index)
     .filter((index) => (!state.versus || difference(index) === state.versus) && (state.outcome === "all" || outcome(run(), index, limit) === state.outcome)
-      && (state.kind < 0 || kind[index] === state.kind) && (!text || names[index].toLowerCase().includes(text)))
+      && (state.type < 0 || type[index] === state.type) && (!text || names[index].toLowerCase().includes(text)))
     .sort((a, b) => orders[state.order](a, b) || a - b);
 };
 
@@ -364,8 +364,8 @@ const outlines = (paths) => {
   const name = "http://www.w3.org/2000/svg", drawing = document.createElementNS(name, "svg");
   drawing.setAttribute("viewBox", "0 0 255 255");
   drawing.setAttribute("preserveAspectRatio", "none");
-  for (const [kind, path] of Object.entries(paths)) {
-    for (const part of path ? ["casing", kind] : []) {
+  for (const [line, path] of Object.entries(paths)) {
+    for (const part of path ? ["casing", line] : []) {
       const line = document.createElementNS(name, "path");
       line.setAttribute("d", path);
       line.setAttribute("class", part);
@@ -420,8 +420,8 @@ const showTelling = () => {
 
 // Without filters but these.
 const showAll = (changes) => {
-  [find("kind").value, find("search").value] = [-1, ""];
-  filter({ outcome: "all", kind: -1, search: "", ...changes });
+  [find("defect-type").value, find("search").value] = [-1, ""];
+  filter({ outcome: "all", type: -1, search: "", ...changes });
 };
 
 const showGallery = () => {
@@ -535,7 +535,7 @@ const enlarge = (place) => {
     const heading = element("p", { className: outcome(other, same, thresholds[number]) },
       element("span", { textContent: data.runs.length > 1 ? `${other.label}: ` : "" }),
       element("span", { className: "badge", textContent: OUTCOMES[outcome(other, same, thresholds[number])][1] }),
-      ` score ${score(other, same, thresholds[number])}, threshold ${thresholds[number].toFixed(3)}, kind ${other.kinds[other.kind[same]] || "unknown"}`);
+      ` score ${score(other, same, thresholds[number])}, threshold ${thresholds[number].toFixed(3)}, defect type ${other.types[other.type[same]] || "unknown"}`);
     content.append(heading, panes(other, same) ?? element("p", { className: "soft", textContent: "No pictures of this image in the page." }));
   });
   find("large-previous").disabled = place === 0;
@@ -568,7 +568,7 @@ for (const name of Object.keys(OUTCOMES)) {
 }
 find("slider").addEventListener("input", (event) => setThreshold(rounded(Number(event.target.value))));
 find("reset").addEventListener("click", () => setThreshold(run().threshold ?? 0));
-find("kind").addEventListener("change", (event) => filter({ kind: Number(event.target.value) }));
+find("defect-type").addEventListener("change", (event) => filter({ type: Number(event.target.value) }));
 find("common").addEventListener("change", (event) => { state.common = event.target.checked; showTelling(); showGallery(); });
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", () => {
@@ -597,13 +597,13 @@ addEventListener("beforeprint", () => { for (const one of document.querySelector
 find("run")?.addEventListener("change", (event) => { state.run = Number(event.target.value); showRun(); });
 
 const showRun = async () => {
-  state.kind = -1;
+  state.type = -1;
   Object.assign(state, { page: 0, versus: null, other: state.other === state.run ? Number(!state.run) : state.other });
   find("other")?.replaceChildren(...data.runs.flatMap((one, index) => index === state.run ? [] : [element("option", { value: index, textContent: one.label })]));
   if (find("other")) find("other").value = state.other;
   showDifferences();
-  find("kind").replaceChildren(element("option", { value: -1, textContent: "all kinds" }),
-    ...run().kinds.map((kind, index) => element("option", { value: index, textContent: kind })));
+  find("defect-type").replaceChildren(element("option", { value: -1, textContent: "all defect types" }),
+    ...run().types.map((type, index) => element("option", { value: index, textContent: type })));
   const any = run().names.length > 0;
   find("gallery-content").hidden = !any;
   find("gallery-none").hidden = any;
