@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small data set of textured images and a small model, for every test that trains."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ from exactness import unclip
 from image_files import write_video
 from small_data import small_folder
 from textures import textured_image
+
+# Pytest's processes share the cores: each has one thread, and so have the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # Tests run INT8 and bfloat16 networks in this process.
 avoid_broken_instructions()

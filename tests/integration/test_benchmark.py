@@ -4,6 +4,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_one_failure_neither_stops_the_others_nor_goes_unnoticed_and_the_rest_is
     config = _config(parts, [broken, OURS, PEER], tmp_path / "results")
     assert benchmark(config) == 1
     assert in_this_process == ["broken", "ours", "peer", "speed"]
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\[\d/", line)]
     assert lines == [
         "[1/4] broken on parts, seed 0",
         "[2/4] ours on parts, seed 0",

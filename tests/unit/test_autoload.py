@@ -243,7 +243,7 @@ def test_only_models_import_what_sets_off_the_hook(file: Path) -> None:
         assert parts[0] != "anomalib" or len(parts) == 1 or parts[1] not in setting_off, f"{file} imports {module}"
 
 
-@pytest.mark.parametrize("module", ["export.exact_export", "training.checkpoint_files", "training.field_training"])
+@pytest.mark.parametrize("module", ["export.exact_export", "training.field_training"])
 def test_what_the_models_are_made_of_can_be_the_first_import(module: str) -> None:
     code = f"import anomalib_osdirf.{module}; from anomalib_osdirf import OSDIRF; from anomalib.models import get_model"
     command = [sys.executable, "-W", "ignore", "-c", code]

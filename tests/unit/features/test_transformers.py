@@ -25,6 +25,8 @@ FAMILIES = {
     "swinv2_tiny_window8_256": 64,
     "convnext_atto": 64,
 }
+# Of another one's code.
+ALIKE = {"vit_small_patch14_dinov2", "vit_base_patch32_clip_224", "swin_tiny_patch4_window7_224"}
 LARGE = {"vit_small_patch14_reg4_dinov2": 252, "vit_small_patch16_dinov3": 256}
 
 
@@ -102,7 +104,9 @@ def _exact(name: str, size: int, file: Path) -> None:
         assert np.abs(result - expected[:batch]).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in FAMILIES]
+)
 def test_openvino_is_exact(name: str, tmp_path: Path) -> None:
     _exact(name, FAMILIES[name], tmp_path / "backbone.onnx")
 
