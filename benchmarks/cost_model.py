@@ -61,7 +61,7 @@ def _shared(backbone: str, denoiser: str) -> dict[str, Any]:
     return {"backbone": backbone, "denoiser": denoiser, **sizes}
 
 
-def _fill(scorer: Any, structure: str, clusters: int) -> None:  # noqa: ANN401
+def _fill(scorer: Any, structure: str, clusters: int) -> None:
     """Give a scorer densities of the sizes that a fit would."""
     field, fine = _GRID**2, 4 * _GRID**2
     if structure == "position":

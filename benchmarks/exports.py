@@ -116,7 +116,7 @@ def bare_backbone(arguments: argparse.Namespace) -> Path:
     return file
 
 
-def fixed_batch(model: Any) -> int:  # noqa: ANN401
+def fixed_batch(model: Any) -> int:
     """Batch size that a compiled model insists on: two for anomalib's PatchCore, none (one) for the others."""
     batch = model.input(0).get_partial_shape()[0]
     return batch.get_length() if batch.is_static else 1

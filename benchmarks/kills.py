@@ -158,7 +158,7 @@ def _be_child(arguments: list[str], folder: Path, pipe: int) -> None:
 
 def _telling(original: Callable[..., Any], phase: str, pipe: int) -> Callable[..., Any]:
     @wraps(original)
-    def function(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def function(*args: Any, **kwargs: Any) -> Any:
         os.write(pipe, f"+{phase}\n".encode())
         try:
             return original(*args, **kwargs)

@@ -24,6 +24,6 @@ def folder_arguments(root: Path) -> dict[str, Any]:
     }
 
 
-def mvtec_folder(root: Path, **arguments: Any) -> Folder:  # noqa: ANN401
+def mvtec_folder(root: Path, **arguments: Any) -> Folder:
     """Open such a data set; arguments go before those of :func:`folder_arguments`."""
     return Folder(**{**folder_arguments(root), **arguments})

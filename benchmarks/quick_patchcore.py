@@ -10,7 +10,7 @@ import torch
 from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy
 
 
-def update_distances(self: Any, cluster_center: torch.Tensor) -> None:  # noqa: ANN401
+def update_distances(self: Any, cluster_center: torch.Tensor) -> None:
     """Squared distances by one product with the centre, which are in the order of the distances."""
     if self.min_distances is None:
         self.squares = self.features.square().sum(dim=1)

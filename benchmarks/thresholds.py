@@ -57,7 +57,7 @@ class Recorder(FalseAlarmPostProcessor):
 
 
 @torch.no_grad()
-def raw_scores(model: OSDIRF, dataset: Any) -> NDArray[np.float64]:  # noqa: ANN401
+def raw_scores(model: OSDIRF, dataset: Any) -> NDArray[np.float64]:
     """Scores and largest map values of a data set's normal images, ``(N, 2)``."""
     rows = []
     for index in np.flatnonzero((dataset.samples.label_index == 0).to_numpy()):

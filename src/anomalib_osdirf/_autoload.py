@@ -35,10 +35,7 @@ class ModelsFinder:
         self.spent = False
 
     def find_spec(
-        self,
-        fullname: str,
-        path: "Sequence[str] | None" = None,
-        target: "ModuleType | None" = None,
+        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
         """Find ``anomalib.models`` as the later finders do, with a loader that calls ``load_models`` afterwards."""
         if self.spent or fullname != TARGET:
@@ -69,11 +66,11 @@ class ModelsFinder:
 class _Loader:
     """The loader of ``anomalib.models``, and then our models."""
 
-    def __init__(self, loader: "Any", finder: ModelsFinder) -> None:  # noqa: ANN401
+    def __init__(self, loader: "Any", finder: ModelsFinder) -> None:
         self._loader = loader
         self._finder = finder
 
-    def __getattr__(self, name: str) -> "Any":  # noqa: ANN401
+    def __getattr__(self, name: str) -> "Any":
         """Be the wrapped loader in everything but ``exec_module``."""
         if name.startswith("_"):  # copy and pickle ask for these before there is a wrapped loader
             raise AttributeError(name)

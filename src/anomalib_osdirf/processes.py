@@ -29,7 +29,7 @@ class Processes:
     device: torch.device | str = "cpu"
 
     @classmethod
-    def of(cls, trainer: Any) -> "Processes":  # noqa: ANN401
+    def of(cls, trainer: Any) -> "Processes":
         """Return a trainer's processes."""
         return cls(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 

@@ -122,7 +122,7 @@ def of_processes(name: str, count: int) -> str:
     return name if count == 1 else f"{name}, process 1 of {count}"
 
 
-def images_of(dataloader: Any) -> int | None:  # noqa: ANN401
+def images_of(dataloader: Any) -> int | None:
     """Return the number of images of a dataloader, or ``None`` if it is unknown."""
     try:
         return len(dataloader.batch_sampler.sampler)
@@ -130,7 +130,7 @@ def images_of(dataloader: Any) -> int | None:  # noqa: ANN401
         return None
 
 
-def images_in(batch: Any) -> int:  # noqa: ANN401
+def images_in(batch: Any) -> int:
     """Return the number of images in a batch, cached features included."""
     held = getattr(batch, "image", None)
     if held is None:

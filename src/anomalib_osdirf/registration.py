@@ -60,7 +60,7 @@ def register_datamodule(datamodule_class: DataModuleClass) -> DataModuleClass:
     return datamodule_class
 
 
-def subclasses(base: Any) -> dict[str, Any]:  # noqa: ANN401 - a class
+def subclasses(base: Any) -> dict[str, Any]:  # a class
     """Return all classes that are derived from one, by name."""
     found: dict[str, Any] = {}
     for child in base.__subclasses__():

@@ -99,7 +99,7 @@ def _matters(record: logging.LogRecord) -> bool:
     return record.name.startswith(_PACKAGE) or record.levelno >= logging.WARNING
 
 
-def _silence(logger: logging.Logger) -> Any:  # noqa: ANN401 - a function that undoes it
+def _silence(logger: logging.Logger) -> Any:  # a function that undoes it
     """Replace a logger's terminal handlers by propagation to the root logger."""
     kept, propagate = list(logger.handlers), logger.propagate
     logger.handlers[:] = [handler for handler in kept if type(handler) not in {logging.StreamHandler, RichHandler}]
@@ -152,7 +152,7 @@ def mistake(error: BaseException) -> str | None:
     return f"{reason}{where}; make room there, or write to another folder."
 
 
-def _is_raise(frame: Any, line: int) -> bool:  # noqa: ANN401
+def _is_raise(frame: Any, line: int) -> bool:
     """Return whether a line is a ``raise`` statement."""
     return linecache.getline(frame.f_code.co_filename, line, frame.f_globals).lstrip().startswith("raise ")
 
@@ -197,7 +197,7 @@ def quiet_command_line() -> None:
 
 
 def _show_error(
-    other: Any,  # noqa: ANN401 - the hook that was there
+    other: Any,  # the hook that was there
     category: type[BaseException],
     error: BaseException,
     trace: TracebackType | None,
@@ -217,7 +217,7 @@ def shorten_parser_errors() -> None:
 
     original = ArgumentParser.error
 
-    def error(parser: Any, message: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def error(parser: Any, message: str, *args: Any, **kwargs: Any) -> None:
         sentence = _nearest_model(message) or _about_our_model(message)
         if sentence is None:
             original(parser, message, *args, **kwargs)

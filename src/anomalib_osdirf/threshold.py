@@ -44,7 +44,7 @@ def set_threshold(file: Path, value: float) -> None:
         raise ValueError(msg)
 
 
-def _move(post_processor: Any, value: float) -> None:  # noqa: ANN401 - anomalib's or ours
+def _move(post_processor: Any, value: float) -> None:  # anomalib's or ours
     post_processor.image_sensitivity = 0.5
     if hasattr(post_processor, "move_image_threshold"):
         post_processor.move_image_threshold(value)
@@ -52,7 +52,7 @@ def _move(post_processor: Any, value: float) -> None:  # noqa: ANN401 - anomalib
         post_processor._image_threshold.fill_(value)  # noqa: SLF001 - anomalib has no other way
 
 
-def _post_processor(ours: bool) -> Any:  # noqa: ANN401
+def _post_processor(ours: bool) -> Any:
     from anomalib.post_processing import PostProcessor
 
     from anomalib_osdirf.post_processing import FalseAlarmPostProcessor

@@ -60,11 +60,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> tuple[Path, Path | None]:
-    """Train, test, export to OpenVINO and report by anomalib's command line.
+    """Train, test, export to OpenVINO and report by the arguments of ``anomalib train``.
 
-    Args:
-        arguments: Arguments of ``anomalib train``, with a ``ReportCallback`` among them.
-        weights: Files of timm backbones' weights by the backbone's name, for models that have no argument for that.
+    Files in ``weights``, by backbone name, are for models that have no argument for them.
 
     Returns:
         The run folder and its page, ``None`` where that could not be made.
@@ -89,8 +87,7 @@ def run(arguments: Sequence[str], weights: Mapping[str, str] | None = None) -> t
         cli = AnomalibCLI(["train", *arguments], run=False)
         model, engine = cli.model, cli.engine
         if not has_an_end(model):
-            msg = f"--model {model.name} trains by gradient and does not say for how long"
-            raise ValueError(f"{msg}; use anomalib train with --trainer.max_epochs.")
+            raise ValueError(f"--model {model.name} has no training length; use anomalib train --trainer.max_epochs.")
         _load_weights(model)
         callbacks = cli.config_init.train.trainer.callbacks
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -143,7 +140,7 @@ def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], di
     return [*arguments, f"--default_root_dir={options.output}"], weights
 
 
-def _model_class(name: str) -> Any:  # noqa: ANN401
+def _model_class(name: str) -> Any:
     from anomalib.models.components import AnomalibModule
 
     import anomalib_osdirf.models  # noqa: F401 - makes ours known
@@ -169,8 +166,9 @@ def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[di
     backbone = options.backbone or takes["backbone"].default
     if options.backbone_weights is not None:
         if not options.backbone_weights.is_file():
-            msg = f"--backbone-weights {str(options.backbone_weights)!r} does not exist"
-            raise ValueError(f"{msg}; give a .safetensors or .pth file, or --backbone filter_bank, which needs none.")
+            raise ValueError(
+                f"--backbone-weights {str(options.backbone_weights)!r} does not exist; give a weights file."
+            )
         file = str(options.backbone_weights.resolve())
         if "backbone_weights" in takes:
             return arguments | {"backbone_weights": file}, {}
@@ -183,7 +181,7 @@ def _backbone(options: argparse.Namespace, takes: Mapping[str, Any]) -> tuple[di
     return arguments, {}
 
 
-def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  # noqa: ANN401
+def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Return a model's own pre-processing with another image size, as configuration."""
     from torchvision.transforms import v2
 
@@ -196,22 +194,21 @@ def _pre_processor(model: Any, options: argparse.Namespace) -> dict[str, Any]:  
             case v2.Normalize():
                 values = {"mean": list(part.mean), "std": list(part.std)}
             case _:
-                msg = f"--image-size {options.image_size} is not for {options.model}, whose images are also cropped"
-                raise ValueError(f"{msg}; leave it out.")
+                raise ValueError(
+                    f"--image-size {options.image_size} is not for {options.model}, which crops images; omit it."
+                )
         configured.append({"class_path": f"torchvision.transforms.v2.{type(part).__name__}", "init_args": values})
     compose = {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": configured}}
     return {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": compose}}
 
 
-def _load_weights(model: Any) -> None:  # noqa: ANN401 - any of anomalib's
+def _load_weights(model: Any) -> None:  # any of anomalib's
     """Check that a backbone's weights are available, before anything is written."""
     backbone = getattr(getattr(getattr(model, "model", None), "network", None), "backbone", None)
     if backbone is None or not model.hparams.get("pre_trained"):
         return
     try:
         backbone.load_pretrained(model.hparams["backbone_weights"])
-    except ValueError as error:
-        raise ValueError(str(error)) from error
     except RuntimeError as error:
         raise ValueError(_no_weights(backbone.name)) from error
 
@@ -223,7 +220,7 @@ def _no_weights(backbone: str) -> str:
     )
 
 
-def _remove_failed(engine: Any) -> None:  # noqa: ANN401
+def _remove_failed(engine: Any) -> None:
     """Remove the files of a training that failed before its first checkpoint, and reset ``latest`` to the last run."""
     if engine._trainer is None:  # noqa: SLF001 - its property would raise
         return

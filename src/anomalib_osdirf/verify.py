@@ -118,7 +118,7 @@ def _read(folder: Path) -> Iterator[Array]:
         yield read_image(file, _MAX_PIXELS)
 
 
-def _check_same_model(checkpoint: Any, export: Any, path: Path) -> None:  # noqa: ANN401 - scorers
+def _check_same_model(checkpoint: Any, export: Any, path: Path) -> None:  # scorers
     """Raise an error if the export's metadata are of another model or another training than the checkpoint."""
     name, trained = (export.metadata.get(one) for one in ("model", "trained"))
     own = getattr(checkpoint.module, "_trained", None)
@@ -130,23 +130,11 @@ def _check_same_model(checkpoint: Any, export: Any, path: Path) -> None:  # noqa
 
 
 def compare(expected: Sequence[Any], found: Sequence[Any], tolerance: float, threshold: float) -> Comparison:
-    """Compare two models' scores of the same images.
-
-    Args:
-        expected: The one's :class:`~anomalib_osdirf.inference.scoring.Score` of each image.
-        found: The other's.
-        tolerance: Largest difference of normalised scores and map values.
-        threshold: Normalised score above which an image is anomalous.
-
-    Returns:
-        The largest differences.
-    """
-    score = max(abs(one.score - other.score) for one, other in zip(expected, found, strict=True))
-    maps = max((_difference(one.map, other.map) for one, other in zip(expected, found, strict=True)), default=0.0)
-    labels = sum(
-        one.label != other.label and abs(one.score - threshold) > tolerance
-        for one, other in zip(expected, found, strict=True)
-    )
+    """Return the largest differences between two models' scores, maps and labels of the same images."""
+    pairs = list(zip(expected, found, strict=True))
+    score = max(abs(one.score - other.score) for one, other in pairs)
+    maps = max(_difference(one.map, other.map) for one, other in pairs)
+    labels = sum(one.label != other.label and abs(one.score - threshold) > tolerance for one, other in pairs)
     return Comparison(score, maps, labels, max(score, maps) <= tolerance and not labels)
 
 
@@ -156,7 +144,7 @@ def _difference(one: Array | None, other: Array | None) -> float:
     return float(np.abs(one - other).max()) if one.shape == other.shape else np.inf
 
 
-def _cause(checkpoint: Any, export: Any, images: Sequence[Array], tolerance: float) -> str:  # noqa: ANN401 - scorers
+def _cause(checkpoint: Any, export: Any, images: Sequence[Array], tolerance: float) -> str:  # scorers
     """Say which stage of an export differs, as far as it can be found out by changing one at a time."""
     from anomalib_osdirf.export.metadata import post_processing_values
 
@@ -182,7 +170,7 @@ def _cause(checkpoint: Any, export: Any, images: Sequence[Array], tolerance: flo
     return "differs by bfloat16 arithmetic" if is_exact() else "differs in the network"
 
 
-def _near(one: Any, other: Any) -> bool:  # noqa: ANN401 - numbers, lists of them, or None
+def _near(one: Any, other: Any) -> bool:  # numbers, lists of them, or None
     if one is None or other is None:
         return one is other
     return np.shape(one) == np.shape(other) and bool(np.allclose(one, other, rtol=1e-5, atol=1e-6))

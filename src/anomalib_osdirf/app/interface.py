@@ -52,7 +52,7 @@ class App:
         self._scratch = TemporaryDirectory(prefix="anomalib-osdirf-app-")
         self.page = self._build()
 
-    def score(self, paths: Sequence[str] | str | None, progress: Any = None) -> list[Row]:  # noqa: ANN401
+    def score(self, paths: Sequence[str] | str | None, progress: Any = None) -> list[Row]:
         """Score files; return a row for each, the highest scores first. As many as are shown have pictures."""
         files = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
         rows = []
@@ -140,7 +140,7 @@ class App:
         download = gradio.DownloadButton("Save as CSV", elem_id="csv")
         shown = [pictures, table, download, sentence]
 
-        def scored(paths: Any, limit: float, plain: bool, progress: Any = gradio.Progress()) -> Any:  # noqa: ANN401, B008
+        def scored(paths: Any, limit: float, plain: bool, progress: Any = gradio.Progress()) -> Any:  # noqa: B008
             found = self.score(paths, progress)
             return [found, *self.show(found, limit, plain)]
 
@@ -176,7 +176,7 @@ class App:
                 )
         table = _table("Files without a score, then the last images", "latest")
 
-        def shown(last: int) -> Any:  # noqa: ANN401
+        def shown(last: int) -> Any:
             with stream.lock:
                 if stream.version == last:
                     return [gradio.skip()] * 6

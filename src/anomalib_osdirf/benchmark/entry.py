@@ -43,7 +43,7 @@ class Entry:
     max_epochs: int | None = None
 
     @classmethod
-    def parse(cls, value: Any) -> "Entry":  # noqa: ANN401
+    def parse(cls, value: Any) -> "Entry":
         """Read an entry: a mapping, or a list of one mapping."""
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
             value = value[0]
@@ -74,7 +74,7 @@ class Entry:
 
 
 def build_entry(
-    entry: Any,  # noqa: ANN401 - from a configuration file
+    entry: Any,  # from a configuration file
     backbone_weights: Mapping[str, str] | None = None,
     image_size: int | None = 256,
 ) -> AnomalibModule:
@@ -141,7 +141,7 @@ def parse_model(entry: Entry) -> tuple[ArgumentParser, Namespace]:
     return _parse("model", model_class(entry), entry.init_args)
 
 
-def model_class(entry: Entry) -> Any:  # noqa: ANN401
+def model_class(entry: Entry) -> Any:
     """Return an entry's class."""
     return _find_class(entry.class_path, AnomalibModule, "a model")
 
@@ -155,7 +155,7 @@ def build_data(specification: Mapping[str, Any]) -> AnomalibDataModule:
     return datamodule
 
 
-def _find_class(class_path: str, base: type, what: str) -> Any:  # noqa: ANN401
+def _find_class(class_path: str, base: type, what: str) -> Any:
     """Return a class by its name, or by its path."""
     known = subclasses(base)
     module, _, name = class_path.rpartition(".")
@@ -169,7 +169,7 @@ def _find_class(class_path: str, base: type, what: str) -> Any:  # noqa: ANN401
     return found
 
 
-def _parse(key: str, found: Any, init_args: dict[str, Any]) -> tuple[ArgumentParser, Namespace]:  # noqa: ANN401
+def _parse(key: str, found: Any, init_args: dict[str, Any]) -> tuple[ArgumentParser, Namespace]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(found, key, fail_untyped=False)
     try:
@@ -184,7 +184,7 @@ def local_weights(files: Mapping[str, str]) -> Iterator[None]:
     """Make timm load backbone weights from files or installed packages, for models without such an argument."""
     original = timm.create_model
 
-    def create_model(model_name: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def create_model(model_name: str, *args: Any, **kwargs: Any) -> Any:
         package = package_of(model_name)
         if model_name in files:
             kwargs["pretrained_cfg_overlay"] = {"file": files[model_name]}

@@ -112,7 +112,7 @@ def _accuracy(table: pd.DataFrame, by: list[str]) -> str:
     metrics = [name for name in METRICS if table[name].notna().any()] or list(_IMAGE_METRICS)
     shown = by[-2:]  # the data's name is in the category's
 
-    def cell(key: Any, metric: str) -> str:  # noqa: ANN401 - of pandas
+    def cell(key: Any, metric: str) -> str:  # of pandas
         value, spread = mean.loc[key, metric], deviation.loc[key, metric]
         return "-" if pd.isna(value) else f"{value:.3f}" + ("" if pd.isna(spread) else f" ± {spread:.3f}")
 

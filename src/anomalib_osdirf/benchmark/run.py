@@ -99,7 +99,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def _use_all_test_images(data: Any) -> None:  # noqa: ANN401
+def _use_all_test_images(data: Any) -> None:
     """Test on all test images: the metrics need no threshold, so none are set aside for validation."""
     for one in [data, *getattr(data, "categories", {}).values()]:
         if getattr(one, "val_split_mode", None) == ValSplitMode.FROM_TEST:
@@ -117,7 +117,7 @@ def _peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _openvino_size(engine: Engine, model: Any, folder: Path, size: int | None) -> dict[str, Any]:  # noqa: ANN401
+def _openvino_size(engine: Engine, model: Any, folder: Path, size: int | None) -> dict[str, Any]:
     """Return the size of the OpenVINO export in bytes, or the error: not every anomalib model has one."""
     fixed = None if isinstance(model, DiffusionTraining) or size is None else (size, size)
     try:

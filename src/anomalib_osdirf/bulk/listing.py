@@ -11,11 +11,9 @@ from anomalib_osdirf.inference.reading import IMAGE_SUFFIXES
 
 
 def list_images(wanted: str) -> list[str]:
-    """List images: absolute paths, each once, a folder's sorted.
+    """List the images in a folder, a text file with a path in each line, or what a pattern matches.
 
-    Args:
-        wanted: A folder, which is searched for images with all folders in it; a text file with the path of an image in
-            each line, relative to the working directory; an image; or a pattern that matches any of these.
+    Paths are absolute, each once, a folder's sorted; lines are relative to the working directory.
 
     Raises:
         ValueError: If there are none.

@@ -61,7 +61,7 @@ def report(found: Mapping[str, str], file: Path) -> None:
     logger.warning("%s skipped and %s: %s%s.", count, listed, named, more)
 
 
-def datasets_in(dataloaders: Any) -> Iterator[Any]:  # noqa: ANN401 - whatever a trainer takes
+def datasets_in(dataloaders: Any) -> Iterator[Any]:  # whatever a trainer takes
     """Yield the data sets of dataloaders, alone or in lists."""
     if isinstance(dataloaders, DataLoader):
         yield dataloaders.dataset
@@ -85,7 +85,7 @@ def _trouble(path: str, changed: int) -> str | None:
     return trouble_with(path)
 
 
-def _files_of(dataset: Any) -> Iterator[tuple[str, ...]]:  # noqa: ANN401
+def _files_of(dataset: Any) -> Iterator[tuple[str, ...]]:
     """Yield the files of each sample of a data set, its image first."""
     if hasattr(dataset, "image_filenames"):  # anomalib's PredictDataset
         yield from ((str(path),) for path in dataset.image_filenames)
@@ -96,7 +96,7 @@ def _files_of(dataset: Any) -> Iterator[tuple[str, ...]]:  # noqa: ANN401
             yield (str(image), str(mask)) if mask else (str(image),)
 
 
-def _keep(dataset: Any, indices: list[int]) -> None:  # noqa: ANN401
+def _keep(dataset: Any, indices: list[int]) -> None:
     if hasattr(dataset, "image_filenames"):
         dataset.image_filenames = [dataset.image_filenames[index] for index in indices]
     else:

@@ -35,7 +35,7 @@ class CategoryEvaluator(Evaluator):
         super().on_test_start(trainer, pl_module)
         self._metrics.clear()
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Update the metrics of the batch's category."""
         batch = args[1]
         category = self._category(batch)
@@ -73,7 +73,7 @@ class CategoryEvaluator(Evaluator):
         super().on_test_end(trainer, pl_module)
         self._unsort_pictures(pl_module)
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Save pictures of a prediction by category, too."""
         self._sort_pictures(trainer, pl_module, self._category(args[1]))
 
@@ -82,7 +82,7 @@ class CategoryEvaluator(Evaluator):
         super().on_predict_end(trainer, pl_module)
         self._unsort_pictures(pl_module)
 
-    def _sort_pictures(self, trainer: Any, model: Any, category: str) -> None:  # noqa: ANN401
+    def _sort_pictures(self, trainer: Any, model: Any, category: str) -> None:
         """Save the batch's pictures in its category's folder; anomalib names them by the last folder."""
         visualizer = model.visualizer
         if category and hasattr(visualizer, "output_dir"):
@@ -91,11 +91,11 @@ class CategoryEvaluator(Evaluator):
             folder = self._picture_folder[0] or Path(trainer.default_root_dir) / "images"
             visualizer.output_dir = Path(folder) / category
 
-    def _unsort_pictures(self, model: Any) -> None:  # noqa: ANN401
+    def _unsort_pictures(self, model: Any) -> None:
         if self._picture_folder:
             model.visualizer.output_dir = self._picture_folder.pop()
 
-    def _category(self, batch: Any) -> str:  # noqa: ANN401
+    def _category(self, batch: Any) -> str:
         if self.category_of is None:
             return ""
         categories = {self.category_of(str(path)) for path in batch.image_path}
@@ -105,7 +105,7 @@ class CategoryEvaluator(Evaluator):
         return categories.pop()
 
 
-def _scaled(batch: Any, model: Any) -> Any:  # noqa: ANN401
+def _scaled(batch: Any, model: Any) -> Any:
     """Return a batch with labels and masks of the model's threshold, and scores and maps in [0, 1], in raw order."""
     raw, post_processor = copy.copy(batch), model.post_processor
     if post_processor is None:
@@ -125,7 +125,7 @@ def _to_unit_range(values: Tensor | None, smallest: Tensor, largest: Tensor) -> 
     return 0.5 + centred / (1 + 2 * centred.abs())  # not cut off: what lies outside keeps its order, too
 
 
-def measure_by_category(trainer: Any, category_of: Callable[[str], str]) -> None:  # noqa: ANN401
+def measure_by_category(trainer: Any, category_of: Callable[[str], str]) -> None:
     """Replace a model's evaluator by a :class:`CategoryEvaluator` with the same test metrics.
 
     A callback takes part in a test once it is among the trainer's; it must come before the post-processor.
@@ -139,7 +139,7 @@ def measure_by_category(trainer: Any, category_of: Callable[[str], str]) -> None
     trainer.callbacks[:] = [ours, *(callback for callback in trainer.callbacks if callback not in replaced)]
 
 
-def restore_evaluator(trainer: Any) -> None:  # noqa: ANN401
+def restore_evaluator(trainer: Any) -> None:
     """Undo :func:`measure_by_category`."""
     for evaluator in [callback for callback in trainer.callbacks if isinstance(callback, CategoryEvaluator)]:
         if evaluator.replaced is not None:

@@ -38,7 +38,7 @@ class CategoryDataset(AnomalibDataset):
         tasks = {str(dataset.samples.attrs["task"]) for dataset in self.datasets.values()}
         self._samples.attrs = {"task": max(tasks)}  # segmentation where any category has masks
 
-    def __getitem__(self, index: int) -> Any:  # noqa: ANN401
+    def __getitem__(self, index: int) -> Any:
         """Return an image as its category's data set does."""
         row = self.samples.iloc[index]
         return self.datasets[row.category][int(row.position)]
@@ -56,7 +56,7 @@ class CategoryDataset(AnomalibDataset):
                 dataset.augmentations = augmentations
 
     @property
-    def collate_fn(self) -> Any:  # noqa: ANN401
+    def collate_fn(self) -> Any:
         """Collate images with and without masks."""
         return collate
 
@@ -84,7 +84,7 @@ class CategoryBatches(BatchSampler):
         return sum(1 for _ in self)
 
 
-def collate(items: list[ImageItem]) -> Any:  # noqa: ANN401
+def collate(items: list[ImageItem]) -> Any:
     """Collate a batch; fields that some images lack, such as masks, are dropped."""
     items = [copy.copy(item) for item in items]
     for name in ("gt_mask", "mask_path", "gt_label"):

@@ -64,7 +64,7 @@ def trouble_with(path: str | Path) -> str | None:
 
 def _careful_image_reader(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def read_image(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
+    def read_image(path: str | Path, as_tensor: bool = False) -> Any:  # anomalib's own signature
         with _named(path):
             with Image.open(regular(path)) as image:
                 rgb = deep_grey(image)
@@ -77,7 +77,7 @@ def _careful_image_reader(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _careful_mask_reader(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def read_mask(path: str | Path, as_tensor: bool = False) -> Any:  # noqa: ANN401 - anomalib's own signature
+    def read_mask(path: str | Path, as_tensor: bool = False) -> Any:  # anomalib's own signature
         with _named(path):
             with Image.open(regular(path)) as image:
                 size = (image.height, image.width)

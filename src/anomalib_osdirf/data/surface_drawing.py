@@ -586,11 +586,7 @@ class LooseParts(Scene):
         return along / part.size, across / part.size
 
     def height(
-        self,
-        part: Part,
-        cut: Array | float = math.inf,
-        bend: float = 0.0,
-        worn: tuple[float, float] = (0.0, 0.0),
+        self, part: Part, cut: Array | float = math.inf, bend: float = 0.0, worn: tuple[float, float] = (0.0, 0.0)
     ) -> Array:
         """Return a part's height in units, 0 beside it, of shape ``(side, side)``.
 
@@ -694,10 +690,7 @@ SURFACES: dict[str, type[Scene]] = {
 
 
 def draw_surface(
-    category: str,
-    defect: str | None,
-    image_size: int,
-    seed: Sequence[int],
+    category: str, defect: str | None, image_size: int, seed: Sequence[int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw the picture with this seed of a surface, with a defect or with ``None``.
 

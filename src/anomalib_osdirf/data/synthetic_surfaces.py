@@ -103,7 +103,7 @@ class SyntheticSurfaces(AnomalibDataModule):
         test_split_ratio: float = 0.2,
         val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
         val_split_ratio: float = 0.5,
-        **augmentations: Any,  # noqa: ANN401
+        **augmentations: Any,
     ) -> None:
         super().__init__(
             train_batch_size=train_batch_size,

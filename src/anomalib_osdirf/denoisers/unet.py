@@ -61,7 +61,7 @@ class UNet(nn.Module):
 
 
 @torch.no_grad()
-def fold_unet(unet: Any, timestep: int) -> nn.Module:  # noqa: ANN401 - diffusers' UNet2DModel, not imported here
+def fold_unet(unet: Any, timestep: int) -> nn.Module:  # diffusers' UNet2DModel, not imported here
     """Fold a timestep into diffusers' UNet2DModel, and have it attend in elementary steps.
 
     The timestep adds a constant to the first convolution of each residual block, so to its bias. The result shares all
@@ -98,7 +98,7 @@ class GridAttention:
     :class:`~anomalib_osdirf.denoisers.fold.FoldedAttention`.
     """
 
-    def __call__(self, attention: Any, values: Tensor, temb: Tensor | None = None, **_: Any) -> Tensor:  # noqa: ANN401
+    def __call__(self, attention: Any, values: Tensor, temb: Tensor | None = None, **_: Any) -> Tensor:
         """Attend to all positions of ``(B, C, H, W)`` with the module's weights, whatever the timestep."""
         del temb
         normed = attention.group_norm(values)

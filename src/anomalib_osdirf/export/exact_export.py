@@ -82,7 +82,7 @@ class ExactExport(ExportMixin, ABC):
     # ------------------------------------------------------------------ checkpoints
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint, see Lightning, and remember where it lies."""
         loaded = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc] # Lightning's
         if isinstance(checkpoint_path, str | Path):
@@ -127,7 +127,7 @@ class ExactExport(ExportMixin, ABC):
         export_root: Path | str,
         model_file_name: str = "model",
         input_size: tuple[int, int] | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> Path:
         """Export to ONNX, see anomalib; opset 18 unless told otherwise.
 
@@ -160,9 +160,9 @@ class ExactExport(ExportMixin, ABC):
         model_file_name: str = "model",
         input_size: tuple[int, int] | None = None,
         compression_type: CompressionType | None = None,
-        datamodule: Any = None,  # noqa: ANN401
-        metric: Any = None,  # noqa: ANN401
-        task: Any = None,  # noqa: ANN401
+        datamodule: Any = None,
+        metric: Any = None,
+        task: Any = None,
         max_drop: float = 0.01,
         ov_kwargs: dict[str, Any] | None = None,
         onnx_kwargs: dict[str, Any] | None = None,
@@ -237,7 +237,7 @@ class ExactExport(ExportMixin, ABC):
 
         return self._export(export_root, f"openvino-{model_file_name}", export)
 
-    def _check_calibration(self, name: str, input_size: tuple[int, int] | None, datamodule: Any) -> None:  # noqa: ANN401
+    def _check_calibration(self, name: str, input_size: tuple[int, int] | None, datamodule: Any) -> None:
         if getattr(self.model, "tiler", None) is not None:
             raise ValueError(f"compression_type={name} can't calibrate a model on tiles; use FP16 or INT8.")
         if datamodule is None:
@@ -252,7 +252,7 @@ class ExactExport(ExportMixin, ABC):
                 f"as the pre-processor resizes them; use {size}, or FP16 or INT8."
             )
 
-    def _prepare_images(self, datamodule: Any, destination: Path) -> None:  # noqa: ANN401
+    def _prepare_images(self, datamodule: Any, destination: Path) -> None:
         """Read a datamodule's images as in training, skipping broken ones if training did."""
         read_carefully()
         if self.hparams.get("skip_broken_images"):
@@ -264,7 +264,7 @@ class ExactExport(ExportMixin, ABC):
         trainer = getattr(self, "_trainer", None)
         return trainer is None or trainer.progress_bar_callback is not None
 
-    def _floating_point_scope(self, network: Any) -> Any:  # noqa: ANN401
+    def _floating_point_scope(self, network: Any) -> Any:
         projection = getattr(getattr(self.model, "network", None), "projection", None)
         return quantisation.floating_point_scope(network, None if projection is None else projection.weight)
 
@@ -289,7 +289,7 @@ class ExactExport(ExportMixin, ABC):
         finally:
             self.post_processor = kept
 
-    def _metadata(self, post_processor: Any, included: bool, **more: str) -> dict[str, Any]:  # noqa: ANN401
+    def _metadata(self, post_processor: Any, included: bool, **more: str) -> dict[str, Any]:
         """What the exported files say about the model."""
         if post_processor is not None:
             values = metadata.post_processing_values(post_processor.state_dict())
@@ -353,7 +353,7 @@ class ExactExport(ExportMixin, ABC):
         return destination / model_path
 
 
-def image_size_of(pre_processor: Any) -> list[int] | None:  # noqa: ANN401
+def image_size_of(pre_processor: Any) -> list[int] | None:
     """Return the height and width that a pre-processor resizes to, ``None`` if it does not resize."""
     transform = getattr(pre_processor, "transform", None)
     parts = transform.transforms if isinstance(transform, v2.Compose) else [transform]

@@ -33,14 +33,10 @@ _SECTION = "model_info"
 
 
 def post_processing_values(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what turns raw scores and maps into normalised ones and labels.
-
-    Args:
-        state: Post-processor's state dict, thresholds, minima and maxima as scalar tensors.
+    """Collect, from a post-processor's state dict, what turns raw scores and maps into normalised ones and labels.
 
     Returns:
-        Raw thresholds, minima and maxima, ``None`` where one was never fitted; and knots of p-values, where there are
-        any.
+        Raw thresholds, minima and maxima, ``None`` where one was never fitted; and knots of p-values, if there are any.
     """
     values = {name: float(state[key]) for name, key in _STATISTICS.items() if key in state}
     knots = {name: state[key].tolist() for name, key in _KNOTS.items() if key in state}
@@ -57,7 +53,7 @@ def post_processing_state(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(_STATISTICS.values(), math.nan), **known}
 
 
-def description(post_processor: Any) -> dict[str, Any]:  # noqa: ANN401 - any module may be a post-processor
+def description(post_processor: Any) -> dict[str, Any]:  # any module may be a post-processor
     """Collect a post-processor's sensitivities and, of ours, the levels' false-alarm rates and normal scores."""
     return {name: getattr(post_processor, name) for name in _DESCRIPTION if hasattr(post_processor, name)}
 
@@ -79,15 +75,7 @@ def write_json(metadata: Mapping[str, Any], model: Path) -> None:
 
 
 def read_json(model: Path) -> dict[str, Any]:
-    """Read the JSON file beside a model file.
-
-    Args:
-        model: Model file.
-
-    Returns:
-        The metadata; none where there is no such file, or it belongs to another model, as after an export of anomalib's
-        own into the same folder.
-    """
+    """Read the JSON file beside a model file; empty where there is none, or one of another model."""
     file = model.with_suffix(".json")
     try:
         values = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -112,7 +100,7 @@ def write_onnx(metadata: Mapping[str, Any], file: Path) -> None:
     onnx.save(model, file)
 
 
-def write_openvino(metadata: Mapping[str, Any], model: Any) -> None:  # noqa: ANN401 - openvino.Model
+def write_openvino(metadata: Mapping[str, Any], model: Any) -> None:  # openvino.Model
     """Add metadata to an ``openvino.Model``, as JSON values of its runtime info's section ``model_info``."""
     for name, value in metadata.items():
         model.set_rt_info(json.dumps(value), [_SECTION, name])

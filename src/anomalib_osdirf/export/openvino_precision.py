@@ -21,7 +21,7 @@ _UNMARKED = ("Constant", "Parameter", "Result")
 _SMALL_CONSTANT = 2**12
 
 
-def keep_float32(model: Any, names: Collection[str] | None = None) -> None:  # noqa: ANN401 - openvino.Model
+def keep_float32(model: Any, names: Collection[str] | None = None) -> None:  # openvino.Model
     """Make a model carry its precision, in place.
 
     Args:
@@ -47,7 +47,7 @@ def keep_float32(model: Any, names: Collection[str] | None = None) -> None:  # n
             node.get_rt_info()[_MARK] = ""
 
 
-def keep_small_constants(model: Any) -> Any:  # noqa: ANN401 - openvino.Model
+def keep_small_constants(model: Any) -> Any:  # openvino.Model
     """Mark constants that stay in float32 when weights are saved in float16.
 
     Biases, depthwise convolutions and the like are two per cent of a file, and rounding them is most of the error.
@@ -58,7 +58,7 @@ def keep_small_constants(model: Any) -> Any:  # noqa: ANN401 - openvino.Model
     return through_file(model)
 
 
-def through_file(model: Any) -> Any:  # noqa: ANN401 - openvino.Model
+def through_file(model: Any) -> Any:  # openvino.Model
     """Save a model in float32 and read it back: OpenVINO takes notice of marks in files only."""
     import openvino
 
@@ -68,31 +68,31 @@ def through_file(model: Any) -> Any:  # noqa: ANN401 - openvino.Model
         return openvino.Core().read_model(file.read_bytes(), file.with_suffix(".bin").read_bytes())
 
 
-def _replace(node: Any, new: Any) -> None:  # noqa: ANN401
+def _replace(node: Any, new: Any) -> None:
     new.set_friendly_name(node.get_friendly_name())
     for target in node.output(0).get_target_inputs():
         target.replace_source_output(new.output(0))
 
 
-def _input(node: Any, index: int) -> Any:  # noqa: ANN401
+def _input(node: Any, index: int) -> Any:
     return node.input_value(index).get_node()
 
 
-def _is_constant(node: Any) -> bool:  # noqa: ANN401
+def _is_constant(node: Any) -> bool:
     return bool(node.get_type_name() == "Constant")
 
 
-def _static(output: Any, unknown: int) -> list[int]:  # noqa: ANN401
+def _static(output: Any, unknown: int) -> list[int]:
     """Shape of an output with ``unknown`` in the place of dynamic dimensions."""
     return [size.get_length() if size.is_static else unknown for size in output.get_partial_shape()]
 
 
-def _filled(ops: Any, output: Any, value: float) -> Any:  # noqa: ANN401
+def _filled(ops: Any, output: Any, value: float) -> Any:
     """Constant that broadcasts to an output; with more than one element, because scalars make the plugin replace."""
     return ops.constant(np.full(_static(output, unknown=1), value, np.float32))
 
 
-def _subtract(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _subtract(ops: Any, node: Any) -> None:
     subtrahend, minus_one = node.input_value(1), _filled(ops, node.output(0), -1)
     minuend, inner = node.input_value(0), subtrahend.get_node()
     for index in (0, 1):
@@ -108,11 +108,11 @@ def _subtract(ops: Any, node: Any) -> None:  # noqa: ANN401
     _replace(node, ops.add(minuend, ops.multiply(subtrahend, minus_one)))
 
 
-def _divide(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _divide(ops: Any, node: Any) -> None:
     _replace(node, ops.multiply(node.input_value(0), ops.power(node.input_value(1), _filled(ops, node.output(0), -1))))
 
 
-def _add(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _add(ops: Any, node: Any) -> None:
     """Spell the bias of a matrix product out for each row: a plain one would be merged into the product."""
     for index in (0, 1):
         bias, product = _input(node, index), _input(node, 1 - index)
@@ -123,7 +123,7 @@ def _add(ops: Any, node: Any) -> None:  # noqa: ANN401
                 node.input(index).replace_source_output(ops.constant(spelled_out).output(0))
 
 
-def _matmul(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _matmul(ops: Any, node: Any) -> None:
     """Bring both factors to the same rank."""
     ranks = [node.input_value(index).get_partial_shape().rank.get_length() for index in (0, 1)]
     for index in (0, 1):
@@ -135,13 +135,13 @@ def _matmul(ops: Any, node: Any) -> None:  # noqa: ANN401
                 node.input(index).replace_source_output(reshaped.output(0))
 
 
-def _reshape(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _reshape(ops: Any, node: Any) -> None:
     shape = _static(node.output(0), unknown=-1)
     if shape.count(-1) < 2:
         _replace(node, ops.reshape(node.input_value(0), np.array(shape, np.int64), special_zero=False))
 
 
-def _swish(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _swish(ops: Any, node: Any) -> None:
     """Write x sigmoid(x) as y + y tanh(y) with y = x / 2, the half taken by the affine map before it.
 
     That is a linear layer, or the last part of a normalisation; behind a convolution the plugin keeps the precision.
@@ -161,7 +161,7 @@ def _swish(ops: Any, node: Any) -> None:  # noqa: ANN401
         _replace(node, ops.add(add, ops.multiply(add, ops.tanh(add))))
 
 
-def _attention(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _attention(ops: Any, node: Any) -> None:
     """Take scaled dot-product attention apart."""
     if node.get_input_size() < 5 or len(_static(node.output(0), unknown=1)) != 4:
         return
@@ -187,7 +187,7 @@ def _attention(ops: Any, node: Any) -> None:  # noqa: ANN401
     _replace(node, ops.matmul(weights, node.input_value(2), transpose_a=False, transpose_b=False))
 
 
-def _multiply(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _multiply(ops: Any, node: Any) -> None:
     """Take a factor of each column or attention head into the matrix product before it, as the plugin would."""
     for index in (0, 1):
         factor, product = _input(node, index), _input(node, 1 - index)
@@ -208,7 +208,7 @@ def _multiply(ops: Any, node: Any) -> None:  # noqa: ANN401
             return
 
 
-def _mvn(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _mvn(ops: Any, node: Any) -> None:
     """Normalise the last of four dimensions as that of three: the plugin takes the other apart."""
     shape, axes = _static(node.output(0), unknown=-1), _input(node, 1)
     if len(shape) == 4 and -1 not in shape[1:] and _is_constant(axes) and axes.data.tolist() in ([-1], [3]):
@@ -221,7 +221,7 @@ def _mvn(ops: Any, node: Any) -> None:  # noqa: ANN401
         _replace(node, ops.reshape(normalised, np.array([-1, *shape[1:]]), special_zero=False))
 
 
-def _broadcast(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _broadcast(ops: Any, node: Any) -> None:
     """Repeat a constant for each image, and drop what repeats nothing: the plugin replaces a broadcast by a product."""
     value, shape = _input(node, 0), _static(node.output(0), unknown=-1)
     if _is_constant(value) and shape[0] == -1 and list(value.data.shape) == [1, *shape[1:]]:
@@ -233,7 +233,7 @@ def _broadcast(ops: Any, node: Any) -> None:  # noqa: ANN401
             target.replace_source_output(node.input_value(0))
 
 
-def _slice(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _slice(ops: Any, node: Any) -> None:
     """Gather what one of several slices of a tensor is: the plugin replaces them by a split."""
     source, bounds = node.input_value(0), [_input(node, index) for index in range(1, node.get_input_size())]
     others = [
@@ -247,11 +247,11 @@ def _slice(ops: Any, node: Any) -> None:  # noqa: ANN401
         _replace(node, _gathered(ops, source, range(size.get_length())[start:stop:step], axis))
 
 
-def _gathered(ops: Any, source: Any, wanted: Sequence[int], axis: int) -> Any:  # noqa: ANN401
+def _gathered(ops: Any, source: Any, wanted: Sequence[int], axis: int) -> Any:
     return ops.gather(source, np.array(wanted), np.array(axis))
 
 
-def _split(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _split(ops: Any, node: Any) -> None:
     """Gather each part of a split."""
     axis = int(_input(node, 1).data.item())
     size = node.get_output_partial_shape(0)[axis]
@@ -263,18 +263,18 @@ def _split(ops: Any, node: Any) -> None:  # noqa: ANN401
                 target.replace_source_output(part.output(0))
 
 
-def _softmax(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _softmax(ops: Any, node: Any) -> None:
     _replace(node, _elementary_softmax(ops, node.input_value(0), node.get_attributes()["axis"]))
 
 
-def _elementary_softmax(ops: Any, values: Any, axis: int) -> Any:  # noqa: ANN401
+def _elementary_softmax(ops: Any, values: Any, axis: int) -> Any:
     axes = np.array([axis], np.int64)
     minus_one = _filled(ops, values, -1)
     exponential = ops.exp(ops.add(values, ops.multiply(ops.reduce_max(values, axes, keep_dims=True), minus_one)))
     return ops.multiply(exponential, ops.power(ops.reduce_sum(exponential, axes, keep_dims=True), minus_one))
 
 
-def _interpolate(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _interpolate(ops: Any, node: Any) -> None:
     """Use the version of the operation that the CPU plugin knows."""
     from openvino.utils.node_factory import NodeFactory
 
@@ -292,7 +292,7 @@ def _interpolate(ops: Any, node: Any) -> None:  # noqa: ANN401
     )
 
 
-def _pad(ops: Any, node: Any) -> None:  # noqa: ANN401
+def _pad(ops: Any, node: Any) -> None:
     """Use the first version of the operation: the plugin converts later ones to it."""
     del ops  # whose version it is
     from openvino import opset1

@@ -42,11 +42,7 @@ class ExportOptions:
 
     @classmethod
     def split(cls, kwargs: Mapping[str, Any]) -> "tuple[ExportOptions, dict[str, Any]]":
-        """Take the options out of keyword arguments.
-
-        Returns:
-            The options and the other arguments.
-        """
+        """Take the options out of keyword arguments; return them and the other arguments."""
         own = {name: value for name, value in kwargs.items() if name in cls.__dataclass_fields__}
         return cls(**own), {name: value for name, value in kwargs.items() if name not in own}
 

@@ -26,7 +26,7 @@ class _PostProcessing(nn.Module):
         return {name: value for name, value in result._asdict().items() if value is not None}
 
 
-def without_post_processor(network: Any) -> Any:  # noqa: ANN401 - openvino.Model
+def without_post_processor(network: Any) -> Any:  # openvino.Model
     """Cut off what :func:`append_post_processor` put behind a model; ``None`` if it has no such parts."""
     import openvino
 
@@ -41,7 +41,7 @@ def without_post_processor(network: Any) -> Any:  # noqa: ANN401 - openvino.Mode
     return openvino.Model(results, network.get_parameters(), network.get_friendly_name())
 
 
-def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # noqa: ANN401 - openvino.Model
+def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # openvino.Model
     """Put a fitted post-processor behind an ``openvino.Model`` that ends in raw score and map."""
     import openvino
 
@@ -72,7 +72,7 @@ def append_post_processor(network: Any, post_processor: nn.Module) -> Any:  # no
     return openvino.Model(post.get_results(), network.get_parameters(), network.get_friendly_name())
 
 
-def drop_inner_names(network: Any) -> None:  # noqa: ANN401 - openvino.Model
+def drop_inner_names(network: Any) -> None:  # openvino.Model
     """Take the names off a model's inner tensors, in place.
 
     OpenVINO gives an output the names of a tensor too that an operation without effect reshapes into it, as in graphs

@@ -37,7 +37,7 @@ class CalibrationImages:
     They are spread over the training set and resized by the pre-processor; a ``count`` of ``None`` takes up to 300.
     """
 
-    def __init__(self, datamodule: Any, pre_processor: nn.Module | None, count: int | None = None) -> None:  # noqa: ANN401
+    def __init__(self, datamodule: Any, pre_processor: nn.Module | None, count: int | None = None) -> None:
         set_up(datamodule, pre_processor)
         self.dataset = datamodule.train_data
         available = len(self.dataset)
@@ -63,14 +63,14 @@ class CalibrationImages:
             yield image.clamp(0, 1)[None].numpy()
 
 
-def set_up(datamodule: Any, pre_processor: nn.Module | None) -> None:  # noqa: ANN401
+def set_up(datamodule: Any, pre_processor: nn.Module | None) -> None:
     """Set a datamodule up as the trainer does: images come resized as the model wants them, so that they stack."""
     if datamodule.trainer is None:
         datamodule.trainer = SimpleNamespace(model=SimpleNamespace(pre_processor=pre_processor))
     datamodule.setup("fit")
 
 
-def floating_point_scope(model: Any, weights: Tensor | None) -> Any:  # noqa: ANN401 - openvino.Model, nncf.IgnoredScope
+def floating_point_scope(model: Any, weights: Tensor | None) -> Any:  # openvino.Model, nncf.IgnoredScope
     """Name what must stay in floating point: all up to the first and behind the last convolution, and the PCA.
 
     Before lies the resize, behind lie densities, map and score. The first convolution costs little and rounding the
@@ -99,14 +99,14 @@ def floating_point_scope(model: Any, weights: Tensor | None) -> Any:  # noqa: AN
     return nncf.IgnoredScope(names=sorted(names), validate=False)
 
 
-def _has_weights(convolution: Any, weights: Tensor) -> bool:  # noqa: ANN401
+def _has_weights(convolution: Any, weights: Tensor) -> bool:
     constant = convolution.input_value(1).get_node()
     if constant.get_type_name() != "Constant":
         return False
     return bool(np.array_equal(constant.data.squeeze(), weights.detach().cpu().numpy().squeeze()))
 
 
-def compress_weights(model: Any, scope: Any) -> Any:  # noqa: ANN401
+def compress_weights(model: Any, scope: Any) -> Any:
     """Store weights in 8 bits and compute in floating point (``INT8``), where that costs no accuracy.
 
     Depthwise and small convolutions keep theirs, as the ``scope`` does: they are a small part of the file, and rounding
@@ -123,12 +123,12 @@ def compress_weights(model: Any, scope: Any) -> Any:  # noqa: ANN401
     return nncf.compress_weights(model, ignored_scope=nncf.IgnoredScope(names=[*scope.names, *small], validate=False))
 
 
-def is_quantised(model: Any) -> bool:  # noqa: ANN401
+def is_quantised(model: Any) -> bool:
     """Tell whether any activation of an ``openvino.Model`` is quantised."""
     return any(node.get_type_name() == _QUANTISED for node in model.get_ops())
 
 
-def quantise(model: Any, images: CalibrationImages, scope: Any) -> Any:  # noqa: ANN401
+def quantise(model: Any, images: CalibrationImages, scope: Any) -> Any:
     """Quantise weights and activations after training (``INT8_PTQ``), but for the ``scope``."""
     import nncf
 
@@ -144,13 +144,13 @@ def quantise(model: Any, images: CalibrationImages, scope: Any) -> Any:  # noqa:
 
 
 def quantise_within(
-    model: Any,  # noqa: ANN401
+    model: Any,
     images: CalibrationImages,
-    scope: Any,  # noqa: ANN401
+    scope: Any,
     measure: Callable[[Any, Iterable[int]], tuple[float, list[float]]],
     num_validation_images: int,
     max_drop: float,
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Quantise, and take back to floating point what costs too much of a metric (``INT8_ACQ``).
 
     ``measure`` returns the metric of a compiled model on validation images, given by their indices, the larger the
@@ -191,7 +191,7 @@ class ScoresAndFields(NamedTuple):
 class WithFields(nn.Module):
     """A field model that returns field and fine features beside its scores."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.network = model.network
         self.scorer = model.scorer
@@ -203,13 +203,13 @@ class WithFields(nn.Module):
         return ScoresAndFields(batch.pred_score, batch.anomaly_map, field, fine)
 
 
-def hide_fields(model: Any) -> None:  # noqa: ANN401
+def hide_fields(model: Any) -> None:
     """Remove the outputs that :class:`WithFields` adds: anomalib's inferencer takes no others than its own."""
     for result in [result for result in model.get_results() if {FIELD, FINE} & result.output(0).get_names()]:
         model.remove_result(result)
 
 
-def replace_constants(model: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:  # noqa: ANN401
+def replace_constants(model: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
     """Give an ``openvino.Model`` other values of some buffers, in place.
 
     The old ones are in it as they are, negative (a subtraction becomes an addition), or with their last two dimensions

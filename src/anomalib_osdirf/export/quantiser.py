@@ -40,8 +40,8 @@ class Quantiser:
         self,
         model: nn.Module,
         pre_processor: nn.Module | None,
-        post_processor: Any,  # noqa: ANN401
-        datamodule: Any,  # noqa: ANN401
+        post_processor: Any,
+        datamodule: Any,
         calibration_images: int | None,
         visible: bool = False,
     ) -> None:
@@ -58,14 +58,7 @@ class Quantiser:
         """Whether there are validation images to fit a post-processor on."""
         return bool(getattr(self.datamodule, "val_data", None)) and self.post_processor is not None
 
-    def quantise(
-        self,
-        network: Any,  # noqa: ANN401
-        scope: Any,  # noqa: ANN401
-        compression: CompressionType,
-        metric: Any,  # noqa: ANN401
-        max_drop: float,
-    ) -> Any:  # noqa: ANN401
+    def quantise(self, network: Any, scope: Any, compression: CompressionType, metric: Any, max_drop: float) -> Any:
         """Quantise an ``openvino.Model`` that ends in raw score and map and, where it has fields, those.
 
         Raises:
@@ -83,7 +76,7 @@ class Quantiser:
             )
         metric = metric or F1Score(fields=["pred_label", "gt_label"])
 
-        def measure(compiled: Any, indices: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401
+        def measure(compiled: Any, indices: Iterable[int]) -> tuple[float, list[float]]:
             if self.has_field:
                 self._fit(compiled)
             batches = self._score(compiled, list(indices), "Metric of the quantised network", from_field=self.has_field)
@@ -93,7 +86,7 @@ class Quantiser:
         count = len(self.datamodule.val_data)
         return quantisation.quantise_within(network, self.images, scope, measure, count, max_drop)
 
-    def refit(self, network: Any) -> Any:  # noqa: ANN401
+    def refit(self, network: Any) -> Any:
         """Fit scorer and post-processor on what the quantised network returns, put in the former, return the latter."""
         if self.has_field:
             self._fit(_compile(network))
@@ -113,7 +106,7 @@ class Quantiser:
             )
         return self.post_processor
 
-    def _fit(self, compiled: Any) -> None:  # noqa: ANN401
+    def _fit(self, compiled: Any) -> None:
         """Fit the scorer on the fields of all training images, without any anomaly."""
         dataset, outputs = self.datamodule.train_data, []
         starts = range(0, len(dataset), _FITTING_BATCH)
@@ -134,7 +127,7 @@ class Quantiser:
         calibration = getattr(self.post_processor, "calibration", {})
         return self.has_field and [one["source"] for one in calibration.values()] == ["training", "training"]
 
-    def _score(self, compiled: Any, indices: Sequence[int], name: str, from_field: bool) -> list[ImageBatch]:  # noqa: ANN401
+    def _score(self, compiled: Any, indices: Sequence[int], name: str, from_field: bool) -> list[ImageBatch]:
         """Score validation images by the network, or by the scorer as it was fitted last, from the network's field.
 
         Returns:
@@ -161,7 +154,7 @@ class Quantiser:
             self.post_processor.on_validation_batch_end(None, None, batch)
         self.post_processor.on_validation_epoch_end(None, None)
 
-    def _measure(self, metric: Any, batches: Sequence[ImageBatch]) -> float:  # noqa: ANN401
+    def _measure(self, metric: Any, batches: Sequence[ImageBatch]) -> float:
         """Metric of batches, with thresholds fitted on them as the finished model has them."""
         self._fit_post_processor(batches)
         metric.reset()
@@ -173,12 +166,12 @@ class Quantiser:
         return value
 
 
-def _fields(outputs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+def _fields(outputs: Any) -> tuple[Tensor, Tensor]:
     """Return field and fine features among a compiled network's outputs."""
     return tuple(torch.from_numpy(outputs[name].copy()) for name in (quantisation.FIELD, quantisation.FINE))  # type: ignore[return-value]
 
 
-def _compile(network: Any) -> Any:  # noqa: ANN401
+def _compile(network: Any) -> Any:
     """Compile a model as a deployer does, from its file."""
     import openvino
 

@@ -132,11 +132,11 @@ class Scorer(ABC):
         raw = np.array(self.metadata.get("normal_scores", {}).get("quantiles", []), np.float64)
         return np.asarray(self._scaled(raw, "image"), np.float32)
 
-    def _normalise(self, values: Any, level: str) -> Any:  # noqa: ANN401 - a number or an array
+    def _normalise(self, values: Any, level: str) -> Any:  # a number or an array
         """Normalise raw values of a model that was exported without its post-processing."""
         return values if self.metadata.get("post_processor", True) else self._scaled(values, level)
 
-    def _scaled(self, values: Any, level: str) -> Any:  # noqa: ANN401
+    def _scaled(self, values: Any, level: str) -> Any:
         knots = self.metadata.get(f"{level}_knots")
         if knots is not None:
             return normalise(values, knots)
@@ -240,7 +240,7 @@ class CheckpointScorer(Scorer):
         self.module = module.eval().to(self._device)
         self._transform_by(module.pre_processor.transform if module.pre_processor else None)
 
-    def _transform_by(self, transform: Any) -> None:  # noqa: ANN401 - torch.nn.Module or None
+    def _transform_by(self, transform: Any) -> None:  # torch.nn.Module or None
         if self.module.pre_processor:
             # What anomalib applies when a module is called; `Engine.predict` applies `transform`.
             self.module.pre_processor.export_transform = transform
@@ -266,10 +266,10 @@ class CheckpointScorer(Scorer):
 
 
 def load_scorer(path: Path, model: str | None = None, threads: int | None = None) -> Scorer:
-    """Load a model.
+    """Load a model: an ``.xml`` (OpenVINO), ``.onnx`` or ``.ckpt`` file, or the newest in a results folder.
 
     Args:
-        path: ``.xml`` (OpenVINO), ``.onnx`` or ``.ckpt`` file, or a results folder with one of these below ``weights``.
+        path: The file or folder.
         model: Name of a checkpoint's model class, for models that are not of this package.
         threads: Threads that an exported model computes with; as many as the processor has where it is ``None``.
 
@@ -332,7 +332,7 @@ def _plain(path: Path) -> dict[str, Any]:
         raise ModelError(str(error)) from error
 
 
-def _model_class(path: Path, checkpoint: Mapping[str, Any], name: str | None) -> Any:  # noqa: ANN401 - of AnomalibModule
+def _model_class(path: Path, checkpoint: Mapping[str, Any], name: str | None) -> Any:  # of AnomalibModule
     from anomalib.models.components import AnomalibModule
 
     import anomalib_osdirf.models  # noqa: F401 - makes them known

@@ -19,11 +19,11 @@ class _OfBothClasses:
     fields: tuple[str, str]
     of_class: Tensor  # numbers of normal and anomalous samples
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_state("of_class", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")  # type: ignore[attr-defined]
 
-    def update(self, batch: Any) -> None:  # noqa: ANN401
+    def update(self, batch: Any) -> None:
         """Add a batch."""
         truth = getattr(batch, self.fields[1], None)
         if isinstance(truth, Tensor) and isinstance(getattr(batch, self.fields[0], None), Tensor):
@@ -31,7 +31,7 @@ class _OfBothClasses:
             self.of_class += torch.stack([truth.numel() - anomalous, anomalous])
         super().update(batch)  # type: ignore[misc]
 
-    def compute(self) -> Any:  # noqa: ANN401
+    def compute(self) -> Any:
         """Compute the metric."""
         if self.of_class.sum() and not self.of_class.all():
             return torch.tensor(float("nan"), device=self.of_class.device)
@@ -45,7 +45,7 @@ class _AnyScale(_OfBothClasses):
     equal: the scores of a model without validation images, which anomalib does not normalise, would lose their order.
     """
 
-    def update(self, batch: Any) -> None:  # noqa: ANN401
+    def update(self, batch: Any) -> None:
         """Add a batch, its scores brought into (0, 1) by one function that keeps their order."""
         scores, truth = (getattr(batch, name, None) for name in self.fields)
         if isinstance(scores, Tensor) and isinstance(truth, Tensor):

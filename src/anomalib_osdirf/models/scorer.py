@@ -287,7 +287,9 @@ class Scorer(nn.Module):
         """Restore what :meth:`get_extra_state` returned."""
         self.num_images, self.structure = state["num_images"], state["structure"]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own signature
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:  # torch's own signature
         """Build the densities that the state has, before their own state is loaded."""
         state = state_dict.get(f"{prefix}_extra_state") or {}
         device = self.units.scale.device

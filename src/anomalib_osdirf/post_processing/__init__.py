@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["FalseAlarmPostProcessor"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - the app computes p-values without torch
+def __getattr__(name: str) -> Any:  # the app computes p-values without torch
     if name == "FalseAlarmPostProcessor":
         from anomalib_osdirf.post_processing.false_alarm import FalseAlarmPostProcessor
 

@@ -171,7 +171,7 @@ class FalseAlarmPostProcessor(PostProcessor):
 
     # ------------------------------------------------------------------ which images
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check before the training that there are enough normal images."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         if self.false_alarm_rate is None or not hasattr(datamodule, "train_data"):
@@ -219,14 +219,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         """Note scores, and largest and smallest map values, ``(N, 3)``, of training images scored as if new."""
         self._noted["training"] = [rows.float().cpu()]
 
-    def on_validation_batch_end(
-        self,
-        trainer: Any,  # noqa: ANN401
-        pl_module: Any,  # noqa: ANN401
-        outputs: Any,  # noqa: ANN401
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
         """Note the scores of a batch's normal images and, without a rate, what the best F1 takes."""
         if self.false_alarm_rate is None:
             super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
@@ -242,7 +235,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         rows = torch.stack([highest if score is None else score.flatten(), highest, lowest], dim=1)
         self._noted["validation"].append(rows[~label.flatten().bool()].float().cpu())
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Set the thresholds, and log how; Lightning's trial runs have too few images for a rate."""
         del pl_module
         trial = trainer is not None and (trainer.sanity_checking or trainer.fast_dev_run)
@@ -371,7 +364,7 @@ class FalseAlarmPostProcessor(PostProcessor):
         names = (f"{level}_min", f"{level}_max", f"{level}_threshold")
         return self._normalize(values, *(getattr(self, name) for name in names))
 
-    def normalize_batch(self, batch: Any) -> None:  # noqa: ANN401
+    def normalize_batch(self, batch: Any) -> None:
         """Normalise predicted scores and maps."""
         batch.anomaly_map = self._normalised("pixel", batch.anomaly_map)
         batch.pred_score = self._normalised("image", batch.pred_score)
@@ -403,11 +396,11 @@ class _Fitted:
     calibration: dict[str, Any] | None = None
 
 
-def _no_density(module: Any) -> str:  # noqa: ANN401
+def _no_density(module: Any) -> str:
     return f"{type(module).__name__} can't score them as if it had not seen them"
 
 
-def _normal_images(datamodule: Any) -> int:  # noqa: ANN401
+def _normal_images(datamodule: Any) -> int:
     """Count the normal validation images."""
     samples = getattr(getattr(datamodule, "val_data", None), "samples", None)
     return 0 if samples is None else int((samples.label_index == 0).sum())

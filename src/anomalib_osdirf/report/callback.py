@@ -85,7 +85,7 @@ class ReportCallback(Callback):
             file = self._folder(trainer) / FILE_NAME
             logger.warning("The report will lack what follows, because %s can't be written (%s).", file, error)
 
-    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:  # noqa: ANN401
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Give a test that does not follow a training a folder of its own."""
         root = Path(trainer.default_root_dir)
         if stage == "fit":
@@ -106,12 +106,7 @@ class ReportCallback(Callback):
                 self._writer.put({**_description(trainer, pl_module), "training": {"state": "started"}})
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss."""
         # Several processes have a loss each; ours tell that of the whole batch, too.
@@ -183,12 +178,7 @@ class ReportCallback(Callback):
         return writer
 
     def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the images as they are before the model's pre-processing."""
         image = getattr(batch, "image", None)
@@ -198,8 +188,8 @@ class ReportCallback(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -222,11 +212,11 @@ class ReportCallback(Callback):
 
     def _result(
         self,
-        batch: Any,  # noqa: ANN401
+        batch: Any,
         index: int,
         image: Tensor | None,
         whole: bool,
-        datamodule: Any,  # noqa: ANN401
+        datamodule: Any,
         span: tuple[float, float] | None,
     ) -> ImageResult:
         paths = getattr(batch, "image_path", None)
@@ -348,7 +338,7 @@ def _post_processing(module: LightningModule) -> dict[str, Any] | None:
     return {**values, **metadata.description(post_processor), **enabled}
 
 
-def _category(datamodule: Any, path: str | None) -> str | None:  # noqa: ANN401
+def _category(datamodule: Any, path: str | None) -> str | None:
     """Return the category that an image is of, for data of several as ``MultiCategory``'s."""
     if path is not None and hasattr(datamodule, "category_of"):
         return str(datamodule.category_of(path))
@@ -378,11 +368,11 @@ def _geometry(module: LightningModule, images: Tensor, seen: Tensor) -> Tensor:
     return images if images.shape[-2:] == seen.shape[-2:] else seen
 
 
-def _length(data: Any) -> int | None:  # noqa: ANN401
+def _length(data: Any) -> int | None:
     return len(data) if hasattr(data, "__len__") else None
 
 
-def _batch_length(batch: Any) -> int:  # noqa: ANN401
+def _batch_length(batch: Any) -> int:
     for name in ("pred_score", "anomaly_map", "image"):
         value = getattr(batch, name, None)
         if isinstance(value, Tensor):
@@ -390,11 +380,11 @@ def _batch_length(batch: Any) -> int:  # noqa: ANN401
     return 0
 
 
-def _item(values: Any, index: int) -> float | None:  # noqa: ANN401
+def _item(values: Any, index: int) -> float | None:
     return values[index].float().mean().item() if isinstance(values, Tensor) else None
 
 
-def _plane(values: Any, index: int) -> Tensor | None:  # noqa: ANN401
+def _plane(values: Any, index: int) -> Tensor | None:
     """Return one of a batch's maps or masks as ``(H, W)``."""
     if not isinstance(values, Tensor):
         return None

@@ -152,9 +152,7 @@ class Run:
         return found
 
     @cached_property
-    def _pixels(
-        self,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    def _pixels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         return self.results.pixel_counts()
 
     @cached_property

@@ -196,9 +196,7 @@ class Results:
             low, high = database.execute("SELECT min(map_low), max(map_high) FROM image").fetchone()
         return None if low is None else (low, high)
 
-    def pixel_counts(
-        self,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    def pixel_counts(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         """Return the counts of the n images with masks, ``(n, bins)`` each, and a mask of these images, ``(N,)``."""
         with closing(self._connect()) as database:
             rows = database.execute("SELECT normal_pixels, anomalous_pixels, regions FROM image ORDER BY id").fetchall()

@@ -124,7 +124,7 @@ def image_metrics(
     return estimates
 
 
-def _f1(wrong: tuple[Any, Any], anomalies: int) -> Any:  # noqa: ANN401 - numbers or arrays
+def _f1(wrong: tuple[Any, Any], anomalies: int) -> Any:  # numbers or arrays
     alarms, misses = wrong
     hits = anomalies - misses
     return 2 * hits / (hits + alarms + anomalies)

@@ -36,7 +36,7 @@ class CheckpointFiles(AnomalibCheckpointIO):
     leaves the file behind.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ANN401
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint; failing to write one to resume from is a warning, not an error."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -66,14 +66,14 @@ class CheckpointFiles(AnomalibCheckpointIO):
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ANN401
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint as plain data, whatever ``weights_only`` is."""
         del weights_only
         with plain_data_only(path):
             return super().load_checkpoint(path, map_location=map_location, weights_only=True)
 
 
-def use_checkpoint_files(strategy: Any) -> None:  # noqa: ANN401 - any of Lightning's
+def use_checkpoint_files(strategy: Any) -> None:  # any of Lightning's
     """Have a trainer's strategy read and write through :class:`CheckpointFiles`, unless the user chose otherwise."""
     present = strategy.checkpoint_io
     if isinstance(present, TorchCheckpointIO) and not isinstance(present, CheckpointFiles):
@@ -89,7 +89,7 @@ def remove_partial_files(folder: Path, idle: float = 0) -> None:
 
 
 @contextmanager
-def plain_data_only(path: Any) -> Iterator[None]:  # noqa: ANN401
+def plain_data_only(path: Any) -> Iterator[None]:
     """Turn torch's errors on reading a file with ``weights_only=True`` into a sentence."""
     try:
         yield

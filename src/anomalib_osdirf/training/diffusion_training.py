@@ -68,7 +68,7 @@ _SUBSETS = {
 class ResumeCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from during training, and removes it once the final one is written."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Save every n steps, except after the last: resumed from there, Lightning would not finish the training."""
         loop = trainer.fit_loop
         last_epoch = loop.max_epochs not in {None, -1} and trainer.current_epoch + 1 >= loop.max_epochs
@@ -197,7 +197,7 @@ class DiffusionTraining(LightningModule):
             msg = f"false_alarm_rate={rate!r} and a {type(own).__name__} exclude each other; drop one of them."
             raise ValueError(msg)
 
-    def build_model(self, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+    def build_model(self, arguments: dict[str, Any]) -> Any:
         """Build the torch module from the constructor's arguments that it accepts."""
         allow_any_script()  # before the datamodule looks at its folders
         names = constructor_parameters(*self.network_class.__mro__, *self.network_parts)
@@ -287,7 +287,7 @@ class DiffusionTraining(LightningModule):
             )
         self.trainer.datamodule = SharedDataModule(datamodule, self.processes)
 
-    def orderable_dataloader(self) -> Any:  # noqa: ANN401 - a DataLoader with a batch size, or None
+    def orderable_dataloader(self) -> Any:  # a DataLoader with a batch size, or None
         """Return the datamodule's training dataloader, if it can be reordered."""
         datamodule, count = getattr(self.trainer, "datamodule", None), self.processes.count
         if datamodule is None:
@@ -433,7 +433,7 @@ class DiffusionTraining(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._fit_scoring()
 
-    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Score a batch."""
         del args, kwargs
         batch.update(**self.model(batch.image)._asdict())
@@ -611,7 +611,7 @@ class DiffusionTraining(LightningModule):
             callbacks[:] = [self.post_processor if callback is replaced else callback for callback in callbacks]
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint, see Lightning; as plain data, unless ``weights_only=False`` is asked for."""
         safe = anomalib_safe_globals(extra=cls.checkpoint_safe_globals())  # type: ignore[attr-defined] # AnomalibModule's
         with safe, plain_data_only(checkpoint_path):

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 _SUBSETS = ("train_data", "val_data", "test_data")
 
 
-def share_results_folder(trainer: Any) -> None:  # noqa: ANN401
+def share_results_folder(trainer: Any) -> None:
     """Make all processes write into the first one's results folder.
 
     anomalib creates one per process, and ``latest`` points to the last.
@@ -29,13 +29,13 @@ def share_results_folder(trainer: Any) -> None:  # noqa: ANN401
         latest.symlink_to(first, target_is_directory=True)
 
 
-def images_of_splits(datamodule: Any) -> dict[str, list[str]]:  # noqa: ANN401
+def images_of_splits(datamodule: Any) -> dict[str, list[str]]:
     """Return the paths of a datamodule's training, validation and test images, as far as it has any."""
     samples = {name: getattr(getattr(datamodule, name, None), "samples", None) for name in _SUBSETS}
     return {name: list(map(str, table.image_path)) for name, table in samples.items() if table is not None}
 
 
-def check_predicted_images(trainer: Any) -> None:  # noqa: ANN401
+def check_predicted_images(trainer: Any) -> None:
     """Refuse more processes than images to predict, on which Lightning fails without a clear error."""
     loaders = trainer.predict_loop._data_source.instance  # noqa: SLF001 - there is no other way before it fails
     for loader in loaders if isinstance(loaders, list) else [loaders]:
@@ -45,7 +45,7 @@ def check_predicted_images(trainer: Any) -> None:  # noqa: ANN401
             raise ValueError(msg)
 
 
-def refuse_sharding(trainer: Any) -> None:  # noqa: ANN401
+def refuse_sharding(trainer: Any) -> None:
     """Refuse strategies that shard weights over processes."""
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
         msg = f"strategy={type(trainer.strategy).__name__} is not supported; use ddp."

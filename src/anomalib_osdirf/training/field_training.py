@@ -160,7 +160,7 @@ class FieldTraining(DiffusionTraining):
         cache_memory_gb: float = 4.0,
         gradient_checkpointing: bool = False,
         pre_processor: PreProcessor | bool = True,
-        **arguments: Any,  # noqa: ANN401
+        **arguments: Any,
     ) -> None:
         super().__init__(pre_processor=pre_processor, **arguments)
         self.model = self.build_model(dict(self.hparams))
@@ -217,7 +217,7 @@ class FieldTraining(DiffusionTraining):
         )
         self.replace_dataloader(self._cached_loader)
 
-    def _in_order(self, dataloader: Any) -> DataLoader:  # noqa: ANN401
+    def _in_order(self, dataloader: Any) -> DataLoader:
         """Return a dataloader of this process's images in order; images that are cut into tiles come one by one."""
         return ordered(dataloader, self.processes, None if self.model.tiler is None else 1)
 
@@ -239,7 +239,7 @@ class FieldTraining(DiffusionTraining):
         assert size is not None
         return tiles.number_of_tiles(self.model.tiler, *size)
 
-    def _images(self) -> Any:  # noqa: ANN401
+    def _images(self) -> Any:
         """Return a dataloader of this process's training images."""
         if self._image_loader is not None:
             return self._image_loader
@@ -261,7 +261,7 @@ class FieldTraining(DiffusionTraining):
                 self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
             yield batch
 
-    def _features(self, batch: Any) -> Tensor:  # noqa: ANN401
+    def _features(self, batch: Any) -> Tensor:
         """Fine features of the backbone, shape ``(B, C, 2 h, 2 w)``, of a batch of images or cached features."""
         if isinstance(batch, FeatureBatch):
             return batch.features
@@ -402,7 +402,7 @@ class FieldTraining(DiffusionTraining):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ANN401
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step of the DDPM objective on a batch of images or cached features; callbacks see the global loss."""
         del batch_idx
         features = self._features(batch)
@@ -415,7 +415,7 @@ class FieldTraining(DiffusionTraining):
         self.log("train_loss", mean, prog_bar=True, batch_size=total)
         return {"loss": loss, "train_loss": mean}
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, update the averaged denoiser and evaluate it every 50 steps, before any callback saves a checkpoint."""
         super().optimizer_step(*args, **kwargs)
         self.model.network.ema.update_parameters(self.model.network.denoiser)
@@ -423,7 +423,7 @@ class FieldTraining(DiffusionTraining):
         if step % _JUDGED_EVERY == 0:
             self._judge(step)
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Log the latest evaluation."""
         super().on_train_batch_end(*args, **kwargs)
         if self.trainer.global_step == self._judged_step and self._last_share is not None:

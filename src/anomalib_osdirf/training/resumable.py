@@ -117,7 +117,7 @@ class SharedLoader(DataLoader):
         self.__dict__.update(sampler=sampler, batch_size=dataloader.batch_size)
 
 
-def share_out(dataloader: Any, processes: Processes) -> Any:  # noqa: ANN401
+def share_out(dataloader: Any, processes: Processes) -> Any:
     """Return one process's shard of validation or test images, or all where Lightning has to share them out."""
     plain = isinstance(dataloader, DataLoader) and type(dataloader.sampler) is SequentialSampler
     if processes.count == 1 or not plain or dataloader.batch_sampler is None or _length(dataloader) < processes.count:
@@ -138,19 +138,19 @@ class SharedDataModule:
         self.processes = processes
         self.loader = loader
 
-    def train_dataloader(self) -> Any:  # noqa: ANN401
+    def train_dataloader(self) -> Any:
         """Return the replacement, or the datamodule's own dataloader."""
         return self.loader or self.datamodule.train_dataloader()
 
-    def val_dataloader(self) -> Any:  # noqa: ANN401
+    def val_dataloader(self) -> Any:
         """Return this process's share of the validation images."""
         return share_out(self.datamodule.val_dataloader(), self.processes)
 
-    def test_dataloader(self) -> Any:  # noqa: ANN401
+    def test_dataloader(self) -> Any:
         """Return this process's share of the test images."""
         return share_out(self.datamodule.test_dataloader(), self.processes)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the datamodule has
+    def __getattr__(self, name: str) -> Any:  # whatever the datamodule has
         """Fall back on the user's datamodule."""
         return getattr(self.datamodule, name)
 

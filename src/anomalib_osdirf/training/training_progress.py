@@ -47,7 +47,7 @@ class TrainingProgress(Callback):
         if self.visible and self.plain:
             say(f"{self.name}: {self._steps_left(trainer)} steps.")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Show throughput and remaining time."""
         outputs, batch = args[:2]
         del outputs, kwargs
@@ -83,7 +83,7 @@ class TrainingProgress(Callback):
         """Start the clock."""
         self._begin()
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Count images."""
         del kwargs
         self.images += images_in(args[1])

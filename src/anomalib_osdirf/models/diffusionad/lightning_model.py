@@ -122,7 +122,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         ema_decay: float | None = None,
         max_steps: int = 10000,
         pre_processor: PreProcessor | bool = True,
-        **arguments: Any,  # noqa: ANN401
+        **arguments: Any,
     ) -> None:
         super().__init__(pre_processor=pre_processor, **arguments)
         check_foreground(foreground, foreground_masks)
@@ -192,7 +192,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ANN401
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Paint anomalies onto half of a batch, and compute both networks' loss; callbacks see the global one."""
         del batch_idx
         seed = self._own_seed(self.step_seed())
@@ -210,7 +210,7 @@ class DiffusionAD(DiffusionTraining, ExactExport, AnomalibModule):  # type: igno
         """Return a seed of this process's own: anomalies and noise are drawn for its images alone."""
         return seed + self.processes.rank * _STEPS_PER_SEED
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the averaged networks, before any callback saves a checkpoint."""
         super().optimizer_step(*args, **kwargs)
         self.model.after_step()

@@ -159,7 +159,7 @@ class NormGuidedReconstruction(nn.Module):
         y = z / abar.sqrt() - 0.5
         return variance.sqrt() / total * y - self.pixel_deviation / total.sqrt() * network(y / total.sqrt())
 
-    def _network(self, unet: Any, z: Tensor, timesteps: Tensor | int) -> Tensor:  # noqa: ANN401
+    def _network(self, unet: Any, z: Tensor, timesteps: Tensor | int) -> Tensor:
         output: Tensor = unet(functional.pixel_unshuffle(z, self.patch_size), timesteps).sample
         if self.patch_size == 1:
             return output
@@ -193,7 +193,7 @@ class DiffusionADModel(nn.Module):
         timestep_boundary: int = 300,
         ema_decay: float | None = None,
         noise_seed: int = 0,
-        **reconstruction: Any,  # noqa: ANN401
+        **reconstruction: Any,
     ) -> None:
         super().__init__()
         _check_positive(segmentation_channels=segmentation_channels)

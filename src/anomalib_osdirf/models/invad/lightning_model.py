@@ -55,7 +55,7 @@ class InvAD(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] #
         timestep_spacing: str | list[int] = "released",
         image_score: str = "nll_diff",
         max_steps: int = 600,
-        **arguments: Any,  # noqa: ANN401
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
 

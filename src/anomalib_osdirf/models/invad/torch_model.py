@@ -29,7 +29,7 @@ class InvADModel(FieldModel):
         num_inference_steps: int,
         timestep_spacing: str | Sequence[int],
         image_score: str,
-        **arguments: Any,  # noqa: ANN401
+        **arguments: Any,
     ) -> None:
         if arguments["denoiser"] == "none":
             raise ValueError("denoiser=none leaves InvAD nothing to invert with; use another one, or OSDIRF.")

@@ -46,7 +46,7 @@ class OSDIRF(FieldTraining, ExactExport, AnomalibModule):  # type: ignore[misc] 
         timestep: int = 200,
         density: str = "auto",
         max_steps: int | None = None,
-        **arguments: Any,  # noqa: ANN401
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
 

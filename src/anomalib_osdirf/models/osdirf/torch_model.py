@@ -16,7 +16,7 @@ from anomalib_osdirf.models.scorer import Scorer
 class OSDIRFModel(FieldModel):
     """OSD-IRF (arXiv 2604.18393); other arguments are :class:`~anomalib_osdirf.models.field_network.FieldNetwork`'s."""
 
-    def __init__(self, timestep: int, density: str, **arguments: Any) -> None:  # noqa: ANN401
+    def __init__(self, timestep: int, density: str, **arguments: Any) -> None:
         check_timestep("timestep", timestep)
         scorer = Scorer(density)
         # A network that predicts the velocity and starts at 0 has the features, scaled, for its field: no denoiser.
