@@ -104,7 +104,7 @@ def _read(files: Sequence[Path], options: argparse.Namespace) -> Iterator[Item]:
             yield about, name, error
 
 
-def _frames(video: Any) -> Iterator[Item]:  # noqa: ANN401
+def _frames(video: Any) -> Iterator[Item]:
     from anomalib_osdirf.inference.reading import ImageError, readable
 
     path, folder = readable(video.name), Path(video.name).name
@@ -115,7 +115,7 @@ def _frames(video: Any) -> Iterator[Item]:  # noqa: ANN401
         yield {"path": path, "frame": None, "seconds": None}, Path(folder), error
 
 
-def _rows(scorer: Any, items: Iterator[Item], overlays: Path | None) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+def _rows(scorer: Any, items: Iterator[Item], overlays: Path | None) -> Iterator[dict[str, Any]]:
     """Yield one row per image, with the error if it could not be scored."""
     from anomalib_osdirf.app.overlay import overlay
     from anomalib_osdirf.inference.reading import ImageError
@@ -149,7 +149,7 @@ def _label(row: dict[str, Any]) -> str:
     return "anomalous" if row["label"] else "normal"
 
 
-def _write_overlay(pixels: Any, box: list[int] | None, scale: float, title: str, file: Path) -> None:  # noqa: ANN401
+def _write_overlay(pixels: Any, box: list[int] | None, scale: float, title: str, file: Path) -> None:
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(pixels)
