@@ -50,6 +50,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--backbone-weights", type=Path, metavar="FILE", help=".safetensors or .pth file, instead of a download"
     )
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="side that images are resized to (256)")
+    parser.add_argument("--roi", type=Path, metavar="MASK", help="image that is white where to look (the whole image)")
     parser.add_argument(
         "--false-alarm-rate", type=_share, metavar="RATE", help="share of good parts that may be called defective"
     )
@@ -121,6 +122,12 @@ def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], di
         model["pre_processor"] = _pre_processor(found, options)
         if "grid_size" in takes:
             model["grid_size"] = options.image_size // _STRIDE
+    if options.roi is not None:
+        if "roi" not in takes:
+            raise TrainError(f"--roi is not for {options.model}; leave it out, or use OSDIRF or InvAD.")
+        if not options.roi.is_file():
+            raise TrainError(f"--roi {str(options.roi)!r} does not exist; give an image that is white where to look.")
+        model["roi"] = str(options.roi.resolve())
     rate = {"false_alarm_rate": options.false_alarm_rate}
     if options.false_alarm_rate is not None and "false_alarm_rate" in takes:
         model |= rate

@@ -172,6 +172,8 @@ def test_weights_that_can_not_be_had_are_one_sentence_and_leave_nothing(
         (["--model", "Stfpm"], "--model"),
         (["--model", "DiffusionAD", "--backbone", "resnet18"], "--backbone"),
         (["--backbone-weights", "gone.pth"], "--backbone-weights"),
+        (["--roi", "gone.png"], "--roi"),
+        (["--model", "DiffusionAD", "--roi", "gone.png"], "--roi"),
     ],
 )
 def test_options_that_can_not_be_met_are_one_sentence(

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 _BY_NNCF = (CompressionType.INT8, *CALIBRATED)
 _CHECKPOINT_KEY = "osdirf_trained"
 _POST_PROCESSOR = "post_processor."
-_PATH_ARGUMENTS = ("backbone_weights", "anomaly_source_path", "foreground_masks")
+_PATH_ARGUMENTS = ("backbone_weights", "anomaly_source_path", "foreground_masks", "roi")
 
 
 class ExactExport(ExportMixin, ABC):

@@ -32,7 +32,8 @@ class FieldModel(nn.Module):
     def __init__(self, network: nn.Module, scorer: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.scorer = scorer
+        self.scorer: Any = scorer
+        self.scorer.roi = self.network.roi
         self.tiler: Tiler | None = None
 
     def forward(self, images: Tensor) -> InferenceBatch:

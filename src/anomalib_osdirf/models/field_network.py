@@ -15,6 +15,7 @@ from anomalib_osdirf.denoisers import build_denoiser, fold
 from anomalib_osdirf.denoisers.ema import EMA
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, explained_share, linear_denoiser_loss
 from anomalib_osdirf.features import Backbone, PCAProjection, build_backbone, coarse
+from anomalib_osdirf.models.region import RegionOfInterest, blank, pack
 from anomalib_osdirf.processes import ALONE, Processes
 
 # Where the share of the noise that the denoiser explains is measured: at smaller timesteps there is hardly any noise,
@@ -42,6 +43,8 @@ class FieldNetwork(nn.Module):
         denoiser: Name of the denoiser.
         prediction_type: What its network predicts.
         ema_decay: Decay of the denoiser's exponential moving average.
+        roi: Region of interest, which a training reads; with one, field and fine features are of positions inside, as
+            :class:`~anomalib_osdirf.models.region.RegionOfInterest` packs them. ``None`` is the whole image.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -63,6 +66,7 @@ class FieldNetwork(nn.Module):
         denoiser: str,
         prediction_type: str,
         ema_decay: float,
+        roi: object = None,
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -71,6 +75,7 @@ class FieldNetwork(nn.Module):
         self.timesteps = list(timesteps)
         self.backbone = build_backbone(backbone, layers, grid_size)
         self.projection = PCAProjection(self.backbone.out_channels, feature_dim, whiten)
+        self.roi = None if roi is None else RegionOfInterest()
         self.schedule = NoiseSchedule()
         dim = self.projection.out_channels
         self._build_denoiser = partial(build_denoiser, denoiser, dim, grid_size, prediction_type)
@@ -86,7 +91,7 @@ class FieldNetwork(nn.Module):
     @torch.no_grad()
     def extract_features(self, images: Tensor) -> Tensor:
         """Fine features ``(B, C, 2 h, 2 w)`` of the backbone, before PCA, of pre-processed ``(B, 3, H, W)``."""
-        features: Tensor = self.backbone(self._precise(images))
+        features: Tensor = self.backbone(blank(self.roi, self._precise(images)))
         return features
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,15 +103,14 @@ class FieldNetwork(nn.Module):
 
         The field ``(B, D, h, w)`` is in noise standard deviations; fine features are ``(B, D, 2 h, 2 w)``, after PCA.
         """
-        fine = self.fine_features(features)
+        fine: Tensor = self.projection(self._precise(features))
         denoisers = [partial(self._predicted_noise, timestep) for timestep in self.timesteps]
         field = self.read(denoisers, coarse(fine), [self.schedule.abar(timestep) for timestep in self.timesteps])
-        return field, fine
+        return pack(self.roi, field), pack(self.roi, fine)
 
     def fine_features(self, features: Tensor) -> Tensor:
         """Return the fine features alone, see :meth:`fields_of`."""
-        fine: Tensor = self.projection(self._precise(features))
-        return fine
+        return pack(self.roi, self.projection(self._precise(features)))
 
     def _predicted_noise(self, timestep: int, z: Tensor) -> Tensor:
         timesteps = torch.full((len(z),), timestep, device=z.device)
@@ -148,7 +152,8 @@ class FieldNetwork(nn.Module):
         noised = self.schedule.add_noise(z, noise, timesteps).to(next(self.denoiser.parameters()).dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=z.device.type == "cpu" and _has_bfloat16()):
             predicted = self.denoiser(noised, timesteps)
-        return processes.weight(total) * functional.mse_loss(predicted.float(), noise.float())
+        predicted, noise = (pack(self.roi, values.float()) for values in (predicted, noise))
+        return processes.weight(total) * functional.mse_loss(predicted, noise)
 
     @torch.no_grad()
     def explained_share(self, features: Tensor, processes: Processes = ALONE) -> float:
@@ -173,7 +178,7 @@ class FieldNetwork(nn.Module):
             noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
             asked = timestep.expand(len(z))
             predicted = denoiser(self.schedule.add_noise(z, noise, asked), asked)
-            losses[index] = (predicted.float() - noise).square().mean() * len(z)
+            losses[index] = pack(self.roi, predicted.float() - noise).square().mean() * len(z)
         count = processes.add(torch.tensor(len(z), device=features.device))
         baseline = linear_denoiser_loss(self.schedule.alphas_cumprod[timesteps], self.variance)
         return float(explained_share(processes.add(losses) / count, baseline.double()))
@@ -201,14 +206,16 @@ class FrozenFieldNetwork(nn.Module):
         super().__init__()
         self.backbone: Backbone = network.backbone.folded()
         self.projection = network.projection
+        self.roi = network.roi
         self.denoisers = nn.ModuleList(fold(network.kept, timestep) for timestep in network.timesteps)
         self.abars = [network.schedule.abar(timestep) for timestep in network.timesteps]
         self.read = network.read
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`FieldNetwork.forward`."""
-        fine = self.projection(self.backbone(images))
-        return self.read(list(self.denoisers), coarse(fine), self.abars), fine
+        fine = self.projection(self.backbone(blank(self.roi, images)))
+        field = self.read(list(self.denoisers), coarse(fine), self.abars)
+        return pack(self.roi, field), pack(self.roi, fine)
 
 
 def _has_bfloat16() -> bool:

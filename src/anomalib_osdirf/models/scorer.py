@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_osdirf.features import coarse
+from anomalib_osdirf.models.region import RegionOfInterest
 from anomalib_osdirf.processes import ALONE, Processes
 from anomalib_osdirf.scoring import (
     FOLDS,
@@ -129,6 +130,7 @@ class Scorer(nn.Module):
         self.wanted = density
         self.structure: str | None = None  # known once it is fitted
         self.num_images = 0
+        self.roi: RegionOfInterest | None = None  # the network's
         self.clusters = ImageClusters()
         self.units = HeldOutUnits()
         self.fine_units = HeldOutUnits()
@@ -148,7 +150,7 @@ class Scorer(nn.Module):
         if self.fine_density is not None:
             fine_values = self.fine_units(self.fine_density(fine), cluster)
         score = self.image_score(_together(values, fine_values), cluster)
-        return InferenceBatch(pred_score=score, anomaly_map=_map(values, fine_values, size))
+        return InferenceBatch(pred_score=score, anomaly_map=map_of(values, fine_values, size, self.roi))
 
     # ------------------------------------------------------------------ fit
 
@@ -181,6 +183,8 @@ class Scorer(nn.Module):
         level = logging.INFO if fine is None else logging.DEBUG  # a comparison is told of where it is made
         chosen = 0 if len(trials) == 1 else _best(trials, found, level)
         held_out = self._take(trials[chosen], images, processes, size)
+        if self.roi is not None:
+            self.roi.lowest.copy_(processes.gathered(held_out[:, 2]).min())
         return Fit(found[chosen], held_out, {trial.structure: trial.fine for trial in trials})
 
     @torch.no_grad()
@@ -262,7 +266,7 @@ class Scorer(nn.Module):
         parts = []
         for field, fine in self._samples(images):
             values, fine_values = trial.held_out(field, fine)
-            extremes = extremes_of_maps(values, fine_values, size)
+            extremes = extremes_of_maps(values, fine_values, size, self.roi)
             parts.append((self.image_score.terms(_together(values, fine_values)), field.cluster, extremes))
         terms, cluster, extremes = (torch.cat(part) for part in zip(*parts, strict=True))
         every = processes.gathered(terms)
@@ -385,22 +389,30 @@ def _together(values: Tensor, fine_values: Tensor | None) -> Tensor:
     return values if fine_values is None else values + coarse(fine_values.unsqueeze(1)).squeeze(1)
 
 
-def _map(values: Tensor, fine_values: Tensor | None, size: Sequence[int]) -> Tensor:
-    """Return the anomaly map ``(B, 1, H, W)``."""
-    coarse_map = upsampled(values, size)
-    return coarse_map if fine_values is None else coarse_map + upsampled(fine_values, size)
+def map_of(
+    values: Tensor, fine_values: Tensor | None, size: Sequence[int], roi: RegionOfInterest | None = None
+) -> Tensor:
+    """Return the anomaly map ``(B, 1, H, W)``, outside of a region of interest the lowest of normal images."""
+    anomaly_map = upsampled(values, size, roi)
+    if fine_values is not None:
+        anomaly_map = anomaly_map + upsampled(fine_values, size, roi)
+    return anomaly_map if roi is None else torch.where(roi.mask, anomaly_map, roi.lowest)
 
 
-def extremes_of_maps(values: Tensor, fine_values: Tensor | None, size: Sequence[int]) -> Tensor:
-    """Return largest and smallest value of each map, shape ``(B, 2)``, few maps in memory at a time."""
+def extremes_of_maps(
+    values: Tensor, fine_values: Tensor | None, size: Sequence[int], roi: RegionOfInterest | None = None
+) -> Tensor:
+    """Return largest and smallest value of each map inside, shape ``(B, 2)``, few maps in memory at a time."""
     rows = []
     for start in range(0, len(values), _MAPS_AT_ONCE):
         chosen = slice(start, start + _MAPS_AT_ONCE)
-        maps = _map(values[chosen], None if fine_values is None else fine_values[chosen], size).flatten(1)
+        maps = map_of(values[chosen], None if fine_values is None else fine_values[chosen], size, roi).flatten(1)
+        maps = maps if roi is None else maps[:, roi.mask.flatten()]
         rows.append(torch.stack([maps.amax(dim=1), maps.amin(dim=1)], dim=1))
     return torch.cat(rows)
 
 
-def upsampled(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring maps ``(B, h, w)`` to the size of the image, bilinearly: shape ``(B, 1, H, W)``."""
-    return functional.interpolate(values.unsqueeze(1), size=tuple(size), mode="bilinear", align_corners=False)
+def upsampled(values: Tensor, size: Sequence[int], roi: RegionOfInterest | None = None) -> Tensor:
+    """Bring maps ``(B, h, w)``, or packed ones, to the size of the image, bilinearly: shape ``(B, 1, H, W)``."""
+    maps = values.unsqueeze(1) if roi is None else roi.unpack(values)
+    return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -202,6 +202,7 @@ class ReportCallback(Callback):
         seen = getattr(outputs, "image", None)
         if images is not None and isinstance(seen, Tensor) and seen.shape[-2:] != images.shape[-2:]:
             images, whole = _geometry(pl_module, images, seen), False
+        images = _darker_outside(pl_module, images)
         results = [
             self._result(outputs, index, None if images is None else images[index], whole, datamodule, span)
             for index in range(_batch_length(outputs))
@@ -366,6 +367,14 @@ def _geometry(module: LightningModule, images: Tensor, seen: Tensor) -> Tensor:
         for part in parts:
             images = images if isinstance(part, v2.Normalize) else part(images)
     return images if images.shape[-2:] == seen.shape[-2:] else seen
+
+
+def _darker_outside(module: Any, images: Tensor | None) -> Tensor | None:
+    """Show a region of interest in images of its size."""
+    roi = getattr(getattr(getattr(module, "model", None), "network", None), "roi", None)
+    if images is None or roi is None or images.shape[-2:] != roi.mask.shape:
+        return images
+    return torch.where(roi.mask, images, images / 2)
 
 
 def _length(data: Any) -> int | None:

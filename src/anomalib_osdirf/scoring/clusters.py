@@ -63,8 +63,9 @@ class ImageClusters(FittedBuffers):
         seen = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
         for batch in features():
             labels = self(batch)
-            side = min(_POSITIONS_PER_SIDE, batch.shape[-1] // FINE)
-            vectors = functional.adaptive_avg_pool2d(batch, side).flatten(2).permute(2, 0, 1)
+            rows = min(_POSITIONS_PER_SIDE, batch.shape[-2] // FINE)
+            columns = min(_POSITIONS_PER_SIDE**2 // rows, batch.shape[-1] // FINE)  # more where they are in one row
+            vectors = functional.adaptive_avg_pool2d(batch, (rows, columns)).flatten(2).permute(2, 0, 1)
             for index in range(len(centres)):
                 own = vectors[:, labels == index]
                 half = (seen[index] + torch.arange(own.shape[1], device=own.device)) % 2

@@ -78,6 +78,7 @@ def fit_positions(
     """
     moments = [StreamingMoments() for _ in range(clusters * folds)]
     for sample in samples:
+        size = sample.values.shape[-2:]
         vectors = sample.values.flatten(2).permute(2, 0, 1)
         cluster = sample.cluster if clusters > 1 else torch.zeros_like(sample.cluster)
         group = cluster * folds + sample.numbers % folds
@@ -92,7 +93,7 @@ def fit_positions(
             rest = [pooled[cluster * folds + fold] for fold in range(folds) if kept(fold)]
             moments = reduce(StreamingMoments.merged, rest)
             merged.append(moments if moments.count > 1 else everything)  # a cluster without images is that of all
-        return PositionGaussians(blocks).to(everything.mean.device).fit_moments(merged)
+        return PositionGaussians(blocks).to(everything.mean.device).fit_moments(merged, size)
 
     return CrossFitted(
         fitted(lambda _: True),

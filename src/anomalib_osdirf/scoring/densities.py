@@ -114,10 +114,16 @@ class PositionGaussians(FittedBuffers):
         self.register_buffer("precision_factor", torch.zeros(0, 0, 0, 0))  # (K, G, D, D)
         self.register_buffer("constant", torch.zeros(0, 0))  # (K, G)
 
-    def fit_moments(self, clusters: Sequence[StreamingMoments]) -> "PositionGaussians":
-        """Fit, given moments of each cluster at each position, ``mean`` of shape ``(P, D)``."""
+    def fit_moments(
+        self, clusters: Sequence[StreamingMoments], size: Sequence[int] | None = None
+    ) -> "PositionGaussians":
+        """Fit, given moments of each cluster at each position, ``mean`` of shape ``(P, D)``.
+
+        ``size`` is the height and width of the grid, which is square unless told.
+        """
         floor = variance_floor(clusters)
-        shared = [self._shared(moments) for moments in clusters]
+        size = size or [round(len(clusters[0].mean) ** 0.5)] * 2
+        shared = [self._shared(moments, size) for moments in clusters]
         factors = [precision_factors(shrunk_covariance(moments, floor)) for moments in shared]
         self.set_buffers(
             mean=torch.stack([moments.mean for moments in clusters]),
@@ -164,14 +170,13 @@ class PositionGaussians(FittedBuffers):
         nll = 0.5 * distance + self.constant[cluster]
         return nll.unflatten(1, x.shape[-2:])
 
-    def _shared(self, moments: StreamingMoments) -> StreamingMoments:
+    def _shared(self, moments: StreamingMoments, size: Sequence[int]) -> StreamingMoments:
         """Return moments with each position's mean, and the mean scatter of each block."""
         if not self.blocks:
             return moments
-        side = round(len(moments.mean) ** 0.5)
         shared = StreamingMoments()
         shared.count, shared.mean = moments.count, moments.mean
-        shared.scatter = to_blocks(moments.scatter, (side, side)).mean(dim=1)
+        shared.scatter = to_blocks(moments.scatter, size).mean(dim=1)
         return shared
 
 

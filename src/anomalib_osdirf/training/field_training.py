@@ -15,6 +15,7 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,6 +24,7 @@ from anomalib_osdirf.export.exact_export import image_size_of
 from anomalib_osdirf.features import StreamingMoments, coarse, pre_processing, tiles
 from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.field_network import FieldNetwork
+from anomalib_osdirf.models.region import blank, check_roi, pack
 from anomalib_osdirf.models.scorer import Fit, Painted, significant_gain
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.progress import images_of
@@ -96,6 +98,9 @@ class FieldTraining(DiffusionTraining):
         cache_memory_gb: Cache size per process in GiB above which a memory-mapped file is used. Defaults to ``4.0``.
         gradient_checkpointing: Recompute the denoiser's activations in the backward pass: slower training in less
             memory, for large denoisers. Defaults to ``False``.
+        roi: Region of interest: the path of a mask image, white inside, of any size; or the [x, y] vertices of a
+            polygon, as shares of the image's width and height, such as ``[[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]``. What
+            is outside has no part in training and scores. Defaults to ``None``, the whole image.
         pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and the normalisation that the backbone was
             trained with. For transformers the size is rounded to a multiple of the patch size. Defaults to ``True``.
         **arguments: Those of :class:`~anomalib_osdirf.training.diffusion_training.DiffusionTraining`.
@@ -159,10 +164,12 @@ class FieldTraining(DiffusionTraining):
         feature_cache: bool = True,
         cache_memory_gb: float = 4.0,
         gradient_checkpointing: bool = False,
+        roi: str | list[list[float]] | None = None,
         pre_processor: PreProcessor | bool = True,
         **arguments: Any,
     ) -> None:
         super().__init__(pre_processor=pre_processor, **arguments)
+        check_roi(self.hparams["roi"])
         self.model = self.build_model(dict(self.hparams))
         self._suit_backbone(normalise=pre_processor is True)
 
@@ -232,6 +239,8 @@ class FieldTraining(DiffusionTraining):
             reason = f"without the feature cache ({not_cached})"
         elif count > 1:
             reason = f"in {count} processes; use --trainer.devices 1"
+        elif self.hparams["roi"] is not None:
+            reason = "with roi, a region of whole images; leave one of both out"
         elif size is None:
             reason = "of images of unknown size; give the pre-processor a Resize to a height and a width"
         if reason:
@@ -289,6 +298,9 @@ class FieldTraining(DiffusionTraining):
         self._judged_step, self._last_share = -1, None
         if not self._restored:
             network.keep(float("nan"), 0)
+            if network.roi is not None:
+                transform = getattr(self.pre_processor, "transform", None)
+                network.roi.fit(self.hparams["roi"], transform, network.backbone.grid_size, self._first_image_size())
             if self.hparams["pre_trained"]:
                 network.backbone.load_pretrained(self.hparams["backbone_weights"])
                 transform = getattr(self.pre_processor, "transform", None)
@@ -326,7 +338,7 @@ class FieldTraining(DiffusionTraining):
                     cache.features[done : done + len(features)] = features.cpu()
                 done += len(features)
                 means = coarse(features)
-                moments.update(means.permute(0, 2, 3, 1).flatten(0, 2))
+                moments.update(pack(network.roi, means).permute(0, 2, 3, 1).flatten(0, 2))
                 pictures = numbers // self._tiles_per_image
                 own = pictures % spacing == 0
                 if own.any() and sum(len(one.numbers) for one in painted) < _MOST_PAINTED:
@@ -351,6 +363,17 @@ class FieldTraining(DiffusionTraining):
             loader.cache = cache
         logger.info("Features of %d %s: %s.", count, self._unit, where)
 
+    def _first_image_size(self) -> tuple[int, int] | None:
+        """Return height and width of the first training image's file, ``None`` where it is not known."""
+        samples = getattr(getattr(self._image_loader, "dataset", None), "samples", None)
+        if samples is None:
+            return None
+        try:
+            with Image.open(samples.image_path.iloc[0]) as image:
+                return image.height, image.width
+        except OSError:  # of which the feature pass tells
+            return None
+
     def _expected_count(self) -> int:
         """Return the number of images or tiles of all processes, 1 if it is unknown."""
         if self._image_loader is None:
@@ -360,9 +383,9 @@ class FieldTraining(DiffusionTraining):
     def _paint(self, images: Tensor, numbers: Tensor) -> PaintedFeatures:
         """Paint an anomaly on each image, and take features."""
         network = self.model.network
-        pictures, masks = paint(images, numbers)
-        features = network.extract_features(pictures)
-        return PaintedFeatures(features, covered_positions(masks, network.backbone.grid_size), numbers)
+        pictures, masks = paint(blank(network.roi, images), numbers)
+        covered = covered_positions(blank(network.roi, masks), network.backbone.grid_size)
+        return PaintedFeatures(network.extract_features(pictures), pack(network.roi, covered[:, None])[:, 0], numbers)
 
     @property
     def _unit(self) -> str:

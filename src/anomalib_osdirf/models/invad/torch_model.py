@@ -13,7 +13,8 @@ from anomalib_osdirf.diffusion import ddim_inversion, inversion_timesteps
 from anomalib_osdirf.features import StreamingMoments
 from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.field_network import FieldNetwork
-from anomalib_osdirf.models.scorer import Fit, Images, extremes_of_maps, upsampled
+from anomalib_osdirf.models.region import RegionOfInterest
+from anomalib_osdirf.models.scorer import Fit, Images, extremes_of_maps, map_of
 from anomalib_osdirf.processes import ALONE, Processes
 
 IMAGE_SCORES = {"nll": ("nll",), "diff": ("diff",), "nll_diff": ("nll", "diff")}
@@ -55,6 +56,7 @@ class LatentScorer(nn.Module):
             raise ValueError(f"image_score={image_score!r} is unknown; use one of {', '.join(IMAGE_SCORES)}.")
         self.names = IMAGE_SCORES[image_score]
         self.num_images = 0
+        self.roi: RegionOfInterest | None = None  # the network's
         self.register_buffer("scale", torch.ones(len(self.names)))
         self.register_buffer("offset", torch.zeros(len(self.names)))
 
@@ -62,7 +64,8 @@ class LatentScorer(nn.Module):
         """Score latents z_T ``(B, D, h, w)``, and return maps of a size ``(H, W)``; fine features are not used."""
         del fine
         length = field.float().square().sum(dim=1).sqrt()
-        return InferenceBatch(pred_score=self._score(self._terms(length)), anomaly_map=upsampled(length, size))
+        anomaly_map = map_of(length, None, size, self.roi)
+        return InferenceBatch(pred_score=self._score(self._terms(length)), anomaly_map=anomaly_map)
 
     def _score(self, terms: Tensor) -> Tensor:
         return (terms * self.scale + self.offset).sum(dim=1)
@@ -89,7 +92,7 @@ class LatentScorer(nn.Module):
         for field, _, _ in images():
             length = field.float().square().sum(dim=1).sqrt()
             terms.append(self._terms(length))
-            extremes.append(extremes_of_maps(length, None, size))
+            extremes.append(extremes_of_maps(length, None, size, self.roi))
             moments.update(terms[-1])
         moments = moments.pooled(processes)
         variance = moments.covariance().diagonal()
@@ -98,6 +101,8 @@ class LatentScorer(nn.Module):
         self.scale.copy_(scale)
         self.offset.copy_(-scale * moments.mean)
         self.num_images = moments.count
+        if self.roi is not None:
+            self.roi.lowest.copy_(processes.gathered(torch.cat(extremes)[:, 1]).min())
         scores = self._score(torch.cat(terms))
         return Fit(self.scale.new_zeros(0), torch.cat([scores[:, None], torch.cat(extremes)], dim=1))
 
@@ -107,7 +112,7 @@ class LatentScorer(nn.Module):
 
     def buffers_in_use(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and value of the buffers that :meth:`refit` changes and scoring reads."""
-        return self.named_buffers()
+        return self.named_buffers(recurse=False)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what the state dict keeps besides tensors."""
