@@ -124,9 +124,9 @@ def _arguments(options: argparse.Namespace, parts: Parts) -> tuple[list[str], di
             model["grid_size"] = options.image_size // _STRIDE
     if options.roi is not None:
         if "roi" not in takes:
-            raise TrainError(f"--roi is not for {options.model}; leave it out, or use OSDIRF or InvAD.")
+            raise ValueError(f"--roi is not for {options.model}; leave it out, or use OSDIRF or InvAD.")
         if not options.roi.is_file():
-            raise TrainError(f"--roi {str(options.roi)!r} does not exist; give an image that is white where to look.")
+            raise ValueError(f"--roi {str(options.roi)!r} does not exist; give an image that is white where to look.")
         model["roi"] = str(options.roi.resolve())
     rate = {"false_alarm_rate": options.false_alarm_rate}
     if options.false_alarm_rate is not None and "false_alarm_rate" in takes:
