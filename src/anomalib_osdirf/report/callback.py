@@ -137,6 +137,13 @@ class ReportCallback(Callback):
             if self._writer is not None:
                 self._writer.put({"training": training})
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the most suspicious training images; a model without a training is fitted after `on_fit_end`."""
+        suspicious = list(getattr(pl_module, "suspicious_images", ()))
+        if stage == "fit" and self._writer is not None and suspicious:
+            with self._writing(trainer):
+                self._writer.put({"suspicious": suspicious})
+
     def _write_losses(self, trainer: Trainer) -> None:
         if self._writer is None or not self._losses:
             return

@@ -84,7 +84,8 @@ class ResultsWriter:
         """Remove what is there of an earlier training."""
         with closing(self._connect()) as database, database:
             database.execute("DELETE FROM loss")
-            database.execute("DELETE FROM entry WHERE name IN ('training', 'training_command', 'training_config')")
+            names = ("training", "training_command", "training_config", "suspicious")
+            database.execute(f"DELETE FROM entry WHERE name IN {names}")
 
     def forget_test(self) -> None:
         """Remove what is there of an earlier test."""

@@ -4,9 +4,10 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import ceil, cos, isnan, pi
+from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -25,7 +26,7 @@ from anomalib_osdirf.features import StreamingMoments, coarse, pre_processing, t
 from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.field_network import FieldNetwork
 from anomalib_osdirf.models.region import blank, check_roi, pack
-from anomalib_osdirf.models.scorer import Fit, Painted, significant_gain
+from anomalib_osdirf.models.scorer import Fit, Images, Painted, significant_gain
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
 from anomalib_osdirf.progress import images_of
 from anomalib_osdirf.scoring.painting import covered_positions, paint
@@ -46,6 +47,7 @@ _TILER_KEY = "osdirf_tiler"
 _MOST_PAINTED = 128  # images that anomalies are painted on
 _MOST_JUDGED = 64  # held-out images that the denoiser is judged by
 _JUDGED_EVERY = 50  # steps
+_MOST_SUSPICIOUS = 10
 _GENERALISES = 0.9  # explained share on held-out images, at least, of that on images of the training
 _FIELDS_IN_MEMORY = 2**30  # bytes; above, fields are recomputed in each pass
 
@@ -101,6 +103,9 @@ class FieldTraining(DiffusionTraining):
         roi: Region of interest: the path of a mask image, white inside, of any size; or the [x, y] vertices of a
             polygon, as shares of the image's width and height, such as ``[[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]``. What
             is outside has no part in training and scores. Defaults to ``None``, the whole image.
+        expected_contamination: Share of the training images that may be defective, below 0.5. As many images, those
+            with the highest held-out scores, are left out of the scorer and of thresholds from training images. If
+            they were good, more false alarms follow. Defaults to ``0.0``: none.
         pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and the normalisation that the backbone was
             trained with. For transformers the size is rounded to a multiple of the patch size. Defaults to ``True``.
         **arguments: Those of :class:`~anomalib_osdirf.training.diffusion_training.DiffusionTraining`.
@@ -121,6 +126,7 @@ class FieldTraining(DiffusionTraining):
         "feature_cache",
         "cache_memory_gb",
         "gradient_checkpointing",
+        "expected_contamination",
     }
     positive_arguments = (*DiffusionTraining.positive_arguments, "warmup_epochs")
     non_negative_arguments = (
@@ -143,6 +149,7 @@ class FieldTraining(DiffusionTraining):
     _seen_share = 0.0
     _last_share: float | None = None
     _tiles_per_image = 1  # 1 where images are not cut
+    suspicious_images: Sequence[tuple[str, float]] = ()  # most suspicious training images and their held-out scores
 
     def __init__(
         self,
@@ -165,6 +172,7 @@ class FieldTraining(DiffusionTraining):
         cache_memory_gb: float = 4.0,
         gradient_checkpointing: bool = False,
         roi: str | list[list[float]] | None = None,
+        expected_contamination: float = 0.0,
         pre_processor: PreProcessor | bool = True,
         **arguments: Any,
     ) -> None:
@@ -172,6 +180,13 @@ class FieldTraining(DiffusionTraining):
         check_roi(self.hparams["roi"])
         self.model = self.build_model(dict(self.hparams))
         self._suit_backbone(normalise=pre_processor is True)
+
+    def check_training_arguments(self) -> None:
+        """Refuse impossible training arguments."""
+        super().check_training_arguments()
+        share = self.hparams["expected_contamination"]
+        if not 0 <= share < 0.5:
+            raise ValueError(f"expected_contamination={share!r} is not a share below a half; use 0.1 for 10 %, or 0.")
 
     def _suit_backbone(self, normalise: bool) -> None:
         """Round the image size to the backbone's patches and, where asked to, normalise as it was trained."""
@@ -200,6 +215,12 @@ class FieldTraining(DiffusionTraining):
                 "use --trainer.devices 1."
             )
         dataloader = self.orderable_dataloader()
+        share = self.hparams["expected_contamination"]
+        if share and (dataloader is None or self.processes.count > 1):
+            raise ValueError(
+                f"expected_contamination={share} takes one process and a datamodule whose images can be put in order; "
+                "use --trainer.devices 1 and such a datamodule, or expected_contamination=0."
+            )
         if dataloader is None:
             self._count_tiles("their order can't be changed")
             logger.info("Features are not cached but recomputed in every epoch.")
@@ -498,7 +519,7 @@ class FieldTraining(DiffusionTraining):
         network, scorer = self.model.network, self.model.scorer
         tiles_per_image = self._tiles_per_image  # which are held out together
         fields: list[Tensor] = []
-        images = partial(self._training_fields, fields)
+        images: Images = partial(self._training_fields, fields)
 
         def painted() -> Iterator[Painted]:
             if self._painted is None:  # other processes may have some
@@ -508,6 +529,10 @@ class FieldTraining(DiffusionTraining):
                 yield Painted(field, fine, covered, numbers // tiles_per_image)
 
         fitted = scorer.fit(images, painted, self.processes, self._image_size)
+        kept = self._unsuspicious(fitted)
+        if kept is not None:
+            images, painted = _kept_images(images, kept), _kept_painted(painted, kept)
+            fitted = scorer.fit(images, painted, self.processes, self._image_size)
         ended = self.trainer.global_step >= self.trainer.estimated_stepping_batches
         if ended and len(fitted.found) and not self.needs_denoiser and self.explained_share > 0:
             fields.clear()
@@ -531,6 +556,25 @@ class FieldTraining(DiffusionTraining):
                 if self._cached_loader is not None and index * field.nbytes < _FIELDS_IN_MEMORY:
                     fields.append(field)
             yield field, fine, numbers // self._tiles_per_image
+
+    def _unsuspicious(self, fitted: Fit) -> Tensor | None:
+        """Name the images of the highest held-out scores, and return which are kept, ``None`` for all."""
+        if self._image_loader is None or self.processes.count > 1:
+            return None
+        scores = fitted.held_out[:, 0].unflatten(0, (-1, self._tiles_per_image)).amax(dim=1)
+        paths = getattr(getattr(self._image_loader.dataset, "samples", None), "image_path", None)
+        order = scores.argsort(descending=True)
+        if paths is not None and self.reason_no_held_out_scores is None:
+            self.suspicious_images = [(str(paths.iloc[n]), float(scores[n])) for n in order[:_MOST_SUSPICIOUS].tolist()]
+            named = ", ".join(f"{Path(path).name} {score:.1f}" for path, score in self.suspicious_images)
+            logger.info("Training images of the highest held-out scores: %s.", named)
+        count = round(self.hparams["expected_contamination"] * len(scores))
+        if not count:
+            return None
+        logger.info("Scorer: the %d training images of the highest held-out scores are left out.", count)
+        kept = torch.ones_like(scores, dtype=torch.bool)
+        kept[order[:count]] = False
+        return kept
 
     def _compare_with_none(self, fitted: Fit, fit: Callable[[], Fit]) -> Fit:
         """Remove the denoiser where the densities alone find clearly more of the painted anomalies.
@@ -631,6 +675,31 @@ class FieldTraining(DiffusionTraining):
                 "A model on tiles is exported to ONNX or OpenVINO for images of one size, and input_size is missing; "
                 "give --input_size '[HEIGHT, WIDTH]', or use --export_type torch for images of any size."
             )
+
+
+def _kept_images(images: Images, kept: Tensor) -> Images:
+    """Leave images out; those that are ``kept`` ``(N,)`` are numbered anew, so that folds stay of equal size."""
+
+    def those() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for field, fine, numbers in images():
+            own = kept[numbers]
+            if own.any():
+                yield field[own], fine[own], kept.cumsum(0)[numbers[own]] - 1
+
+    return those
+
+
+def _kept_painted(painted: Callable[[], Iterable[Painted]], kept: Tensor) -> Callable[[], Iterator[Painted]]:
+    """Leave out painted images, see :func:`_kept_images`."""
+
+    def those() -> Iterator[Painted]:
+        for batch in painted():
+            own = kept[batch.numbers]
+            numbers = kept.cumsum(0)[batch.numbers[own]] - 1
+            if own.any():
+                yield Painted(batch.field[own], batch.fine[own], batch.covered[own], numbers)
+
+    return those
 
 
 def warmup_cosine(step: int, warmup: int, total: int, first: float, last: float) -> float:

@@ -372,3 +372,9 @@ def test_page_that_finds_no_room_is_a_warning(tmp_path: Path, caplog: pytest.Log
     assert f"The page {tmp_path / 'report.html'} can't be written (File too large)." in caplog.text
     assert (tmp_path / "report.html").read_text("utf-8") == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", FILE_NAME]
+
+
+def test_suspicious_training_images_are_listed(tmp_path: Path) -> None:
+    html, _ = _make(tmp_path, ordinary_images(), suspicious=[["good/odd<1>.png", 7.5]])
+    assert "good/odd&lt;1&gt;.png" in html
+    assert "7.500" in html
