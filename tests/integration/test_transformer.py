@@ -21,7 +21,7 @@ from small_data import small_folder
 SMALL: dict[str, Any] = {"density": "mixture", "grid_size": 4, "feature_dim": 8, "max_steps": 2, "seed": 0}
 # Image size that its patch divides or is rounded to, and layers, by name; behind the last of them it is cut.
 FAMILIES = {
-    "vit_tiny_patch16_224": (70, ["blocks.0", "blocks.1"]),
+    "vit_tiny_patch16_224": (70, ["blocks.0", "blocks.3"]),
     "vit_small_patch14_reg4_dinov2": (56, ["blocks.0", "blocks.1"]),
     "vit_small_patch16_dinov3": (64, ["blocks.0", "blocks.1"]),
     "swin_tiny_patch4_window7_224": (64, ["layers.0", "layers.1"]),
