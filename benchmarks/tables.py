@@ -31,9 +31,8 @@ DATA_SETS = {
     "printed_parts": "printed_parts",
 }
 METHODS = {"OSDIRF": "OSDIRF", "OSDIRF, no denoiser": "no denoiser", "PatchCore": "PatchCore", "PaDiM": "PaDiM"}
-ALL_METHODS = METHODS | {
-    f"no denoiser, strides {first} to 16": f"no denoiser, strides {first} to 16" for first in (4, 2)
-}
+OTHER_LAYERS = ("OSDIRF, strides 8 and 16", "no denoiser, strides 8 and 16", "no denoiser, strides 2 to 16")
+ALL_METHODS = METHODS | {name: name for name in OTHER_LAYERS}
 FIGURES = {"image_AUROC": "image AUROC", "pixel_AUPRO": "AUPRO", "pixel_AP": "pixel AP", "explained": "explained"}
 ALL_FIGURES = {
     "image_AUROC": "image AUROC",
