@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,12 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def append(file: Path, row: dict[str, Any]) -> None:
+def append(file: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) -> None:
     """Write a row in one piece, so that several processes may share the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = not file.is_file()
     with file.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(row)
