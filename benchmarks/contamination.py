@@ -90,7 +90,7 @@ def measure(
         accelerator="cpu",
         openvino=False,
     )
-    result = finish(one, Plan([one], options.work), lambda _: None)
+    result = finish(one, Plan([one], options.work))
     left = one.folder(options.work)
     if "error" in result:
         raise RuntimeError(f"{result['error']}; see {left}")

@@ -103,7 +103,7 @@ def measure(one: Run, work: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: If the training or the test fails.
     """
-    result = finish(one, Plan([one], work), lambda _: None)
+    result = finish(one, Plan([one], work))
     folder = one.folder(work)
     if "error" in result:
         msg = f"{result['error']}; see {folder}"
