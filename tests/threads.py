@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from anomalib_osdirf.processes import Processes
+from anomalib_osdirf.processes import DistributedContext
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Threads(Processes):
+class Threads(DistributedContext):
     """One of them."""
 
     board: Board = field(default_factory=lambda: Board(1))
@@ -48,7 +48,7 @@ class Threads(Processes):
         return torch.cat(rows)
 
 
-def played(count: int, task: Callable[[Processes], Result]) -> list[Result]:
+def played(count: int, task: Callable[[DistributedContext], Result]) -> list[Result]:
     """Return what each of several processes makes of a task."""
     board = Board(count)
     with ThreadPoolExecutor(count) as pool:

@@ -13,7 +13,7 @@ Values = TypeVar("Values", Tensor, Sequence[int])
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """Distributed context: the processes that share images and batches, and the rank of this one.
 
     Of N images, process r of n keeps those numbered r, r + n, r + 2n, ...; of a batch it has every n-th image, too.
@@ -29,7 +29,7 @@ class Processes:
     device: torch.device | str = "cpu"
 
     @classmethod
-    def of(cls, trainer: Any) -> "Processes":
+    def of(cls, trainer: Any) -> "DistributedContext":
         """Return a trainer's processes."""
         return cls(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
@@ -99,4 +99,4 @@ class Processes:
         return result
 
 
-ALONE = Processes()
+ALONE = DistributedContext()

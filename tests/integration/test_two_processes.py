@@ -17,7 +17,7 @@ from anomalib.engine import Engine
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from anomalib_osdirf import OSDIRF
-from anomalib_osdirf.processes import Processes
+from anomalib_osdirf.processes import DistributedContext
 from anomalib_osdirf.report.results import Results
 from anomalib_osdirf.training import distributed
 from anomalib_osdirf.training.diffusion_training import DiffusionTraining
@@ -133,7 +133,7 @@ def test_files_are_those_of_one_process(output: Path, alone: dict[str, Result]) 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a model think that it is in the first of two processes."""
-    monkeypatch.setattr(DiffusionTraining, "processes", Processes(0, 2))
+    monkeypatch.setattr(DiffusionTraining, "processes", DistributedContext(0, 2))
 
 
 @pytest.mark.usefixtures("two")
@@ -154,7 +154,7 @@ def test_training_that_can_not_be_shared(
 
 
 def test_more_processes_than_images(folder: MakeFolder, engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DiffusionTraining, "processes", Processes(0, 13))
+    monkeypatch.setattr(DiffusionTraining, "processes", DistributedContext(0, 13))
     with pytest.raises(ValueError, match=r"13 processes.* --trainer.devices 12"):
         engine().fit(tiny(OSDIRF), datamodule=folder())
 

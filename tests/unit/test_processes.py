@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from anomalib_osdirf.features import StreamingMoments
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.training.feature_cache import CachedFeatureLoader, FeatureCache
 from anomalib_osdirf.training.resumable import ResumableImageLoader, ahead, ordered, share_out
 from threads import played
@@ -21,14 +21,18 @@ from threads import played
 COUNTS = st.integers(1, 4)
 
 
-def _cached_loader(processes: Processes, num_images: int, batch_size: int, position: int = 0) -> CachedFeatureLoader:
+def _cached_loader(
+    processes: DistributedContext, num_images: int, batch_size: int, position: int = 0
+) -> CachedFeatureLoader:
     loader = CachedFeatureLoader(num_images, batch_size, 3, lambda: position, processes)
     loader.cache = FeatureCache(loader.num_cached, (1, 1, 1), 10**9)
     loader.cache.features[:, 0, 0, 0] = torch.tensor(processes.numbers(num_images))
     return loader
 
 
-def _image_loader(processes: Processes, num_images: int, batch_size: int, position: int = 0) -> ResumableImageLoader:
+def _image_loader(
+    processes: DistributedContext, num_images: int, batch_size: int, position: int = 0
+) -> ResumableImageLoader:
     dataloader = DataLoader(TensorDataset(torch.arange(num_images)), batch_size=batch_size, shuffle=True)
     return ResumableImageLoader(dataloader, 3, lambda: position, processes)
 
@@ -43,16 +47,17 @@ def test_parts_of_a_batch_make_up_the_batch_of_one_process(count: int, more: int
         count, lambda one: [batch.features.flatten() for batch in _cached_loader(one, num_images, batch_size)]
     )
     read = [
-        [batch[0] for batch in _image_loader(Processes(rank, count), num_images, batch_size)] for rank in range(count)
+        [batch[0] for batch in _image_loader(DistributedContext(rank, count), num_images, batch_size)]
+        for rank in range(count)
     ]
-    loader = _image_loader(Processes(0, count), num_images, batch_size)
+    loader = _image_loader(DistributedContext(0, count), num_images, batch_size)
     for number, batch in enumerate(alone):
         assert loader.images_at(number) == loader.images_at(number + len(loader)) == len(batch)
         for rank in range(count):
             expected = batch[rank::count] or batch[:1]
             assert cached[rank][number].tolist() == expected
             assert read[rank][number].tolist() == expected
-            assert Processes(rank, count).weight(len(batch)) == count * len(batch[rank::count]) / len(batch)
+            assert DistributedContext(rank, count).weight(len(batch)) == count * len(batch[rank::count]) / len(batch)
     assert {len(batches) for batches in (*cached, *read)} == {len(alone)} == {len(loader)}
 
 
@@ -60,7 +65,7 @@ def test_parts_of_a_batch_make_up_the_batch_of_one_process(count: int, more: int
 @given(count=COUNTS, num_images=st.integers(1, 30))
 def test_weighted_parts_have_the_batchs_mean(count: int, num_images: int) -> None:
     values = torch.randn(num_images, dtype=torch.float64)
-    processes = [Processes(rank, count) for rank in range(count)]
+    processes = [DistributedContext(rank, count) for rank in range(count)]
     parts = [one.weight(num_images) * one.part(values).mean() for one in processes]
     torch.testing.assert_close(torch.stack(parts).mean(), values.mean())
 
@@ -72,7 +77,7 @@ def test_pooled_moments_are_those_of_all_samples_the_same_bits_everywhere(count:
     reference = StreamingMoments()
     reference.update(samples)
 
-    def moments(one: Processes) -> StreamingMoments:
+    def moments(one: DistributedContext) -> StreamingMoments:
         own = StreamingMoments()
         for batch in samples[:, one.rank :: one.count].split(3, dim=1):
             own.update(batch)
@@ -102,7 +107,7 @@ def test_collected_rows_are_in_the_order_of_their_numbers(count: int, owners: li
     rows, owner = torch.randn(len(owners), 2), torch.tensor(owners, dtype=torch.int64) % count
     numbers = 7 * torch.arange(len(owners))
 
-    def collected(one: Processes) -> Tensor:
+    def collected(one: DistributedContext) -> Tensor:
         own = owner == one.rank
         return one.collected(rows[own], numbers[own])
 
@@ -115,14 +120,17 @@ def test_collected_rows_are_in_the_order_of_their_numbers(count: int, owners: li
 def test_every_image_is_passed_in_one_process(count: int, more: int, batch_size: int) -> None:
     dataloader = DataLoader(TensorDataset(torch.arange(count + more)), batch_size=batch_size)
     for share in (ordered, share_out):
-        seen = [torch.cat([batch[0] for batch in share(dataloader, Processes(rank, count))]) for rank in range(count)]
+        seen = [
+            torch.cat([batch[0] for batch in share(dataloader, DistributedContext(rank, count))])
+            for rank in range(count)
+        ]
         assert [images.tolist() for images in seen] == [list(range(rank, count + more, count)) for rank in range(count)]
 
 
 def test_what_lightning_has_to_share_out_itself() -> None:
     few, many = TensorDataset(torch.arange(2)), TensorDataset(torch.arange(9))
     for dataloader in (DataLoader(few), DataLoader(many, shuffle=True), DataLoader(many, batch_size=None), [1, 2]):
-        assert share_out(dataloader, Processes(0, 3)) is dataloader
+        assert share_out(dataloader, DistributedContext(0, 3)) is dataloader
 
 
 def test_batches_of_a_kind_of_their_own_are_kept() -> None:
@@ -133,7 +141,7 @@ def test_batches_of_a_kind_of_their_own_are_kept() -> None:
 
     dataset = TensorDataset(torch.arange(5))
     dataloader = DataLoader(dataset, batch_sampler=Pairs(SequentialSampler(dataset), 2, drop_last=False))
-    share = share_out(dataloader, Processes(1, 2))
+    share = share_out(dataloader, DistributedContext(1, 2))
     assert [batch[0].tolist() for batch in share] == [[1, 1], [3, 3]]
     assert share.dataset is dataset
     assert [batch[0].tolist() for batch in dataloader] == [[index, index] for index in range(5)]

@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from anomalib_osdirf.processes import Processes
+from anomalib_osdirf.processes import DistributedContext
 
 
 class StreamingMoments:
@@ -73,7 +73,7 @@ class StreamingMoments:
         total.scatter = self.scatter + other.scatter + outer * (self.count * other.count / total.count)
         return total
 
-    def pooled(self, processes: Processes) -> "StreamingMoments":
+    def pooled(self, processes: DistributedContext) -> "StreamingMoments":
         """Return the moments of the samples of all processes, bitwise equal in each.
 
         Every process calls this, after an :meth:`update` at least.

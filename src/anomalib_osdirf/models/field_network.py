@@ -16,7 +16,7 @@ from anomalib_osdirf.denoisers.ema import EMA
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, explained_share, linear_denoiser_loss
 from anomalib_osdirf.features import Backbone, PCAProjection, build_backbone, coarse
 from anomalib_osdirf.models.region import RegionOfInterest, blank, pack
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 
 # Where the share of the noise that the denoiser explains is measured: at smaller timesteps there is hardly any noise,
 # at larger ones hardly any signal.
@@ -128,7 +128,11 @@ class FieldNetwork(nn.Module):
     # ------------------------------------------------------------------ training
 
     def training_loss(
-        self, features: Tensor, generator: torch.Generator, processes: Processes = ALONE, total: int | None = None
+        self,
+        features: Tensor,
+        generator: torch.Generator,
+        processes: DistributedContext = ALONE,
+        total: int | None = None,
     ) -> Tensor:
         """DDPM objective: mean squared error of the predicted noise at random timesteps (Ho et al. 2020, eq. 14).
 
@@ -156,7 +160,7 @@ class FieldNetwork(nn.Module):
         return processes.weight(total) * functional.mse_loss(predicted, noise)
 
     @torch.no_grad()
-    def explained_share(self, features: Tensor, processes: Processes = ALONE) -> float:
+    def explained_share(self, features: Tensor, processes: DistributedContext = ALONE) -> float:
         """Share of a linear denoiser's residual noise that the averaged denoiser explains.
 
         0 means no gain over the variances of the principal components, which the densities know, too. On held-out

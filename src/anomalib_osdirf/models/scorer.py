@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from anomalib_osdirf.features import coarse
 from anomalib_osdirf.models.region import RegionOfInterest
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring import (
     FOLDS,
     CrossFitted,
@@ -159,7 +159,7 @@ class Scorer(nn.Module):
         self,
         images: Images,
         painted: Callable[[], Iterable[Painted]] | None = None,
-        processes: Processes = ALONE,
+        processes: DistributedContext = ALONE,
         size: Sequence[int] = (1, 1),
         fine: Mapping[str, FineFit | None] | None = None,
     ) -> Fit:
@@ -207,7 +207,7 @@ class Scorer(nn.Module):
         self,
         structure: str,
         images: Images,
-        processes: Processes,
+        processes: DistributedContext,
         labels: tuple[nn.Module | None, nn.Module | None] = (None, None),
         fine: Mapping[str, FineFit | None] | None = None,
     ) -> _Trial:
@@ -236,7 +236,7 @@ class Scorer(nn.Module):
         return _Trial(structure, field, units, nll, fine_fit)
 
     def _found(
-        self, trial: _Trial, images: Images, painted: Callable[[], Iterable[Painted]], processes: Processes
+        self, trial: _Trial, images: Images, painted: Callable[[], Iterable[Painted]], processes: DistributedContext
     ) -> Tensor:
         """Return the share of painted positions that is found, per image that has any, shape ``(N,)``."""
         highest = [
@@ -253,7 +253,7 @@ class Scorer(nn.Module):
             numbers.append(batch.numbers[covered > 0])
         return processes.collected(torch.cat(shares), torch.cat(numbers))
 
-    def _take(self, trial: _Trial, images: Images, processes: Processes, size: Sequence[int]) -> Tensor:
+    def _take(self, trial: _Trial, images: Images, processes: DistributedContext, size: Sequence[int]) -> Tensor:
         """Adopt a trial, fit the image score on held-out maps, and return :attr:`Fit.held_out`."""
         device = self.units.scale.device
         self.structure = trial.structure
@@ -347,7 +347,7 @@ def significant_gain(one: Tensor, other: Tensor) -> float:
 
 
 def _held_out_units(
-    fitted: CrossFitted, samples: Iterable[Sample], clusters: int, processes: Processes
+    fitted: CrossFitted, samples: Iterable[Sample], clusters: int, processes: DistributedContext
 ) -> tuple[HeldOutUnits, float]:
     """Fit units on held-out values, and return the mean of these, in nats."""
     statistics: PositionStatistics | None = None
@@ -370,7 +370,7 @@ def _mixture(
     images: int,
     most: int,
     folds: int,
-    processes: Processes,
+    processes: DistributedContext,
 ) -> CrossFitted:
     """Fit a mixture, with the components of a ``kept`` one if there is one."""
     if isinstance(kept, PatchMixture):

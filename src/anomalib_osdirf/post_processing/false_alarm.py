@@ -28,7 +28,7 @@ from anomalib_osdirf.post_processing.tail import (
     supports,
     unsupported,
 )
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 
 logger = logging.getLogger(__name__)
 
@@ -242,10 +242,10 @@ class FalseAlarmPostProcessor(PostProcessor):
         if trial and self.false_alarm_rate is not None:
             self._forget()
             return
-        for level in self.fit(ALONE if trainer is None else Processes.of(trainer)):
+        for level in self.fit(ALONE if trainer is None else DistributedContext.of(trainer)):
             logger.info(self._description(level))
 
-    def fit(self, processes: Processes = ALONE) -> list[str]:
+    def fit(self, processes: DistributedContext = ALONE) -> list[str]:
         """Set thresholds and scales from the images noted, and return the levels that have new ones.
 
         Raises:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from anomalib_osdirf.features.backbone import FINE
 from anomalib_osdirf.features.statistics import StreamingMoments
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring.densities import FittedBuffers, PositionGaussians
 
 _MOST_CLUSTERS = 16
@@ -51,7 +51,7 @@ class ImageClusters(FittedBuffers):
         """Number of clusters."""
         return int(self.cluster_of_centre.max()) + 1
 
-    def fit(self, features: Callable[[], Iterable[Tensor]], processes: Processes = ALONE) -> None:
+    def fit(self, features: Callable[[], Iterable[Tensor]], processes: DistributedContext = ALONE) -> None:
         """Find the clusters by fine features ``(B, D, 2 h, 2 w)`` of all training images, in batches at every call."""
         described, scale = _described(features(), processes)
         centres = processes.first(_k_means(described, min(_MOST_CLUSTERS, len(described))))
@@ -84,7 +84,7 @@ class ImageClusters(FittedBuffers):
         return self.cluster_of_centre[offset.square().sum(dim=2).argmin(dim=1)]
 
 
-def _described(features: Iterable[Tensor], processes: Processes) -> tuple[Tensor, Tensor]:
+def _described(features: Iterable[Tensor], processes: DistributedContext) -> tuple[Tensor, Tensor]:
     """Return the scaled descriptors of at most ``_MOST_IMAGES`` images, shape ``(N, D)``, and the scale ``(D,)``."""
     numbers, means, seen = [], [], 0
     squares: Tensor | float = 0.0
@@ -189,7 +189,7 @@ def cross_validated_nll(halves: Halves) -> float:
     return total
 
 
-def patch_centres(fields: Iterable[Tensor], images: int, most: int, processes: Processes = ALONE) -> Tensor:
+def patch_centres(fields: Iterable[Tensor], images: int, most: int, processes: DistributedContext = ALONE) -> Tensor:
     """Find at most ``most`` centres ``(K, D)`` of patches by k-means, for the components of a mixture.
 
     ``fields`` are this process's, in batches ``(B, D, h, w)``; ``images`` is their number in all processes.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_osdirf.features.statistics import StreamingMoments
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring.densities import PatchMixture, PositionGaussians, StandardGaussian
 
 FOLDS = 4
@@ -65,7 +65,7 @@ def standard(folds: int) -> CrossFitted:
 
 
 def fit_positions(
-    samples: Iterable[Sample], clusters: int, folds: int, blocks: bool = False, processes: Processes = ALONE
+    samples: Iterable[Sample], clusters: int, folds: int, blocks: bool = False, processes: DistributedContext = ALONE
 ) -> CrossFitted:
     """Fit Gaussians per position and cluster on this process's images.
 
@@ -106,7 +106,7 @@ def fit_mixture(
     label: Callable[[Tensor], Tensor],
     components: int,
     folds: int,
-    processes: Processes = ALONE,
+    processes: DistributedContext = ALONE,
 ) -> CrossFitted:
     """Fit a mixture that all positions share, each component on the patches of its label.
 

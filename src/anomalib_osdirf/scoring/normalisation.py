@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring.densities import FittedBuffers
 
 # Share of the positions whose mean stands beside the maximum in an image's score (docs/lab-notes.md).
@@ -31,7 +31,7 @@ class PositionStatistics:
         powers = torch.stack([torch.ones_like(values), values, values.square()], dim=1)
         self.sums.index_put_((numbers % 2, cluster), powers, accumulate=True)
 
-    def shrunk(self, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
+    def shrunk(self, processes: DistributedContext = ALONE) -> tuple[Tensor, Tensor]:
         """Means and standard deviations, each shrunk towards its mean over all positions by how reliable it is.
 
         The correlation r of two halves of the images tells the reliability 2 r / (1 + r) of the whole (Spearman 1910,

@@ -28,7 +28,7 @@ from anomalib_osdirf.data.broken_files import datasets_in, report, skip_broken
 from anomalib_osdirf.data.reading import allow_any_script, read_carefully
 from anomalib_osdirf.models.metrics import default_evaluator
 from anomalib_osdirf.post_processing import FalseAlarmPostProcessor
-from anomalib_osdirf.processes import Processes
+from anomalib_osdirf.processes import DistributedContext
 from anomalib_osdirf.progress import images_in, of_processes, phase
 from anomalib_osdirf.training.checkpoint_files import (
     RESUME_NAME,
@@ -245,9 +245,9 @@ class DiffusionTraining(LightningModule):
     # ------------------------------------------------------------------ data
 
     @property
-    def processes(self) -> Processes:
+    def processes(self) -> DistributedContext:
         """The trainer's processes."""
-        return Processes.of(self.trainer)
+        return DistributedContext.of(self.trainer)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

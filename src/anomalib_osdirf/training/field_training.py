@@ -104,8 +104,8 @@ class FieldTraining(DiffusionTraining):
             polygon, as shares of the image's width and height, such as ``[[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]``. What
             is outside has no part in training and scores. Defaults to ``None``, the whole image.
         expected_contamination: Share of the training images that may be defective, below 0.5. As many images, those
-            with the highest held-out scores, are left out of the scorer and of thresholds from training images. If
-            they were good, more false alarms follow. Defaults to ``0.0``: none.
+            with the highest scores (OSDIRF: held-out ones), are left out of the scorer and of thresholds from training
+            images. If they were good, more false alarms follow. Defaults to ``0.0``: none.
         pre_processor: Pre-processor, or ``True`` for a resize to 256 x 256 and the normalisation that the backbone was
             trained with. For transformers the size is rounded to a multiple of the patch size. Defaults to ``True``.
         **arguments: Those of :class:`~anomalib_osdirf.training.diffusion_training.DiffusionTraining`.
@@ -149,7 +149,7 @@ class FieldTraining(DiffusionTraining):
     _seen_share = 0.0
     _last_share: float | None = None
     _tiles_per_image = 1  # 1 where images are not cut
-    suspicious_images: Sequence[tuple[str, float]] = ()  # most suspicious training images and their held-out scores
+    suspicious_images: Sequence[tuple[str, float]] = ()  # most suspicious training images and their scores
 
     def __init__(
         self,
@@ -558,7 +558,7 @@ class FieldTraining(DiffusionTraining):
             yield field, fine, numbers // self._tiles_per_image
 
     def _unsuspicious(self, fitted: Fit) -> Tensor | None:
-        """Name the images of the highest held-out scores, and return which are kept, ``None`` for all."""
+        """Name the images of the highest scores, and return which are kept, ``None`` for all."""
         if self._image_loader is None or self.processes.count > 1:
             return None
         scores = fitted.held_out[:, 0].unflatten(0, (-1, self._tiles_per_image)).amax(dim=1)
@@ -567,11 +567,11 @@ class FieldTraining(DiffusionTraining):
         if paths is not None and self.reason_no_held_out_scores is None:
             self.suspicious_images = [(str(paths.iloc[n]), float(scores[n])) for n in order[:_MOST_SUSPICIOUS].tolist()]
             named = ", ".join(f"{Path(path).name} {score:.1f}" for path, score in self.suspicious_images)
-            logger.info("Training images of the highest held-out scores: %s.", named)
+            logger.info("Most suspicious training images, with their scores: %s.", named)
         count = round(self.hparams["expected_contamination"] * len(scores))
         if not count:
             return None
-        logger.info("Scorer: the %d training images of the highest held-out scores are left out.", count)
+        logger.info("Scorer: the %d most suspicious training images are left out.", count)
         kept = torch.ones_like(scores, dtype=torch.bool)
         kept[order[:count]] = False
         return kept

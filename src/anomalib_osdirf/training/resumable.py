@@ -15,7 +15,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.training.held_out import held_out
 
 Item = TypeVar("Item")
@@ -43,7 +43,7 @@ class ResumableLoader(ABC):
         batch_size: int,
         seed: int,
         position: Callable[[], int],
-        processes: Processes = ALONE,
+        processes: DistributedContext = ALONE,
         tiles_per_image: int = 1,
         hold_out: bool = False,
     ) -> None:
@@ -89,7 +89,7 @@ class ResumableImageLoader(ResumableLoader):
         dataloader: DataLoader,
         seed: int,
         position: Callable[[], int],
-        processes: Processes = ALONE,
+        processes: DistributedContext = ALONE,
         hold_out: bool = False,
     ) -> None:
         assert dataloader.batch_size is not None
@@ -107,7 +107,7 @@ class SharedLoader(DataLoader):
     Lightning's own sampler repeats images to make shards equally long, and metrics would count them twice.
     """
 
-    def __init__(self, dataloader: DataLoader, processes: Processes) -> None:
+    def __init__(self, dataloader: DataLoader, processes: DistributedContext) -> None:
         dataset: Any = dataloader.dataset
         sampler = UnrepeatedDistributedSampler(dataset, processes.count, processes.rank, shuffle=False)
         batches: Any = copy.copy(dataloader.batch_sampler)
@@ -117,7 +117,7 @@ class SharedLoader(DataLoader):
         self.__dict__.update(sampler=sampler, batch_size=dataloader.batch_size)
 
 
-def share_out(dataloader: Any, processes: Processes) -> Any:
+def share_out(dataloader: Any, processes: DistributedContext) -> Any:
     """Return one process's shard of validation or test images, or all where Lightning has to share them out."""
     plain = isinstance(dataloader, DataLoader) and type(dataloader.sampler) is SequentialSampler
     if processes.count == 1 or not plain or dataloader.batch_sampler is None or _length(dataloader) < processes.count:
@@ -132,7 +132,7 @@ class SharedDataModule:
     """
 
     def __init__(
-        self, datamodule: LightningDataModule, processes: Processes, loader: ResumableLoader | None = None
+        self, datamodule: LightningDataModule, processes: DistributedContext, loader: ResumableLoader | None = None
     ) -> None:
         self.datamodule = datamodule
         self.processes = processes
@@ -164,7 +164,7 @@ def reason_not_to_reorder(dataloader: object) -> str | None:
     return None
 
 
-def ordered(dataloader: DataLoader, processes: Processes = ALONE, batch_size: int | None = None) -> DataLoader:
+def ordered(dataloader: DataLoader, processes: DistributedContext = ALONE, batch_size: int | None = None) -> DataLoader:
     """Return a dataloader over one process's shard of the same data, in order, each image once."""
     batch_size = batch_size or dataloader.batch_size
     assert batch_size is not None

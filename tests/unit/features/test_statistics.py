@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from anomalib_osdirf.features import PCAProjection, StreamingMoments
-from anomalib_osdirf.processes import Processes
+from anomalib_osdirf.processes import DistributedContext
 from threads import played
 
 
@@ -154,7 +154,7 @@ def test_moments_of_an_affine_map() -> None:
 
 
 def test_moments_of_no_sample_are_pooled_as_such() -> None:
-    def empty(processes: Processes) -> StreamingMoments:
+    def empty(processes: DistributedContext) -> StreamingMoments:
         moments = StreamingMoments()
         moments.update(torch.zeros(0, 3))
         return moments.pooled(processes)

@@ -13,7 +13,7 @@ from anomalib_osdirf.diffusion import NoiseSchedule, ddim_inversion, linear_deno
 from anomalib_osdirf.features import coarse
 from anomalib_osdirf.models.field_network import FieldNetwork
 from anomalib_osdirf.models.osdirf.torch_model import one_step_field
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from threads import played
 
 DIM, GRID = 6, 4
@@ -110,12 +110,12 @@ def test_mean_loss_of_several_processes_is_that_of_the_batch(monkeypatch: pytest
     monkeypatch.setattr("anomalib_osdirf.models.field_network._has_bfloat16", lambda: False)
     network, features = _network(), torch.rand(5, _network().backbone.out_channels, 2 * GRID, 2 * GRID)
 
-    def loss(processes: Processes) -> Tensor:
+    def loss(processes: DistributedContext) -> Tensor:
         own = processes.part(features)
         return network.training_loss(own, torch.Generator().manual_seed(7), processes, len(features)).detach()
 
     for count in (2, 3):
-        losses = [loss(Processes(rank, count)) for rank in range(count)]
+        losses = [loss(DistributedContext(rank, count)) for rank in range(count)]
         torch.testing.assert_close(torch.stack(losses).mean(), loss(ALONE))
 
 
@@ -133,7 +133,7 @@ class _Linear(nn.Module):
         return self.factor * gain[:, :, None, None] * z
 
 
-def _judged(factor: float, processes: Processes = ALONE) -> float:
+def _judged(factor: float, processes: DistributedContext = ALONE) -> float:
     """Return the explained share of a linear denoiser on Gaussian features."""
     network = _without_projection()
     dim = network.projection.out_channels

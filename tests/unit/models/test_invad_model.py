@@ -15,7 +15,7 @@ from anomalib_osdirf.features import coarse
 from anomalib_osdirf.models.invad import InvADModel
 from anomalib_osdirf.models.invad.torch_model import LatentScorer
 from anomalib_osdirf.models.osdirf.torch_model import one_step_field
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from threads import played
 
 DIM, GRID = 6, 4
@@ -54,7 +54,9 @@ def _latents(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, DIM, GRID, GRID, generator=torch.Generator().manual_seed(seed))
 
 
-def _fitted(latents: Tensor, image_score: str = "nll_diff", processes: Processes = ALONE, **arguments: Any) -> Any:
+def _fitted(
+    latents: Tensor, image_score: str = "nll_diff", processes: DistributedContext = ALONE, **arguments: Any
+) -> Any:
     scorer = LatentScorer(image_score)
     numbers = torch.arange(len(latents))[processes.rank :: processes.count]
     scorer.fit(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomalib_osdirf.features import coarse
 from anomalib_osdirf.models.scorer import Painted, Scorer
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring import (
     FOLDS,
     PatchMixture,
@@ -63,7 +63,9 @@ def _versions(count: int, seed: int = 0) -> Tensor:
     return fine
 
 
-def _images(fine: Tensor, processes: Processes = ALONE) -> Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]]:
+def _images(
+    fine: Tensor, processes: DistributedContext = ALONE
+) -> Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]]:
     """Return what gives a process's images in batches of seven."""
     numbers = torch.arange(len(fine))[processes.rank :: processes.count]
     return lambda: ((coarse(fine[batch]), fine[batch], batch) for batch in numbers.split(7))
@@ -343,7 +345,7 @@ def test_several_processes_fit_what_one_does(count: int) -> None:
     painted = _painted(fine, _misplaced(fine))
     expected = _fitted(fine, "auto", painted=painted)
 
-    def fitted(processes: Processes) -> Scorer:
+    def fitted(processes: DistributedContext) -> Scorer:
         scorer = Scorer("auto")
         scorer.fit(_images(fine, processes), painted if processes.rank == 0 else list, processes)
         return scorer
@@ -360,7 +362,7 @@ def test_several_processes_choose_by_the_painted_images_of_all() -> None:
     fine = _anywhere(24)
     painted = list(_painted(fine, _unknown(fine))())
 
-    def structure(processes: Processes) -> str | None:
+    def structure(processes: DistributedContext) -> str | None:
         scorer = Scorer("auto")
         scorer.fit(_images(fine, processes), lambda: painted[processes.rank :: processes.count], processes)
         return scorer.structure

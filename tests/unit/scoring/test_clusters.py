@@ -12,7 +12,7 @@ from sklearn.covariance import OAS
 from torch import Tensor
 
 from anomalib_osdirf.features import StreamingMoments
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring import ImageClusters, clusters, patch_centres
 from anomalib_osdirf.scoring.clusters import cross_validated_nll, joined_where_likelier
 from threads import played
@@ -31,7 +31,7 @@ def _version(number: int, count: int, seed: int = 0) -> Tensor:
     return torch.einsum("de,nehw->ndhw", scale, noise) + mean
 
 
-def _fitted(fine: Tensor, processes: Processes = ALONE) -> ImageClusters:
+def _fitted(fine: Tensor, processes: DistributedContext = ALONE) -> ImageClusters:
     found, own = ImageClusters(), fine[processes.rank :: processes.count]
     found.fit(lambda: own.split(7), processes)
     return found
@@ -201,7 +201,7 @@ def test_patch_centres_are_those_of_one_process(most_patches: int, monkeypatch: 
     fields = _blobs(20)
     expected = patch_centres(fields.split(7), 20, 3)
 
-    def found(processes: Processes) -> Tensor:
+    def found(processes: DistributedContext) -> Tensor:
         return patch_centres(fields[processes.rank :: processes.count].split(7), 20, 3, processes)
 
     for centres in played(2, found):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from anomalib_osdirf.features import StreamingMoments
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring import (
     FOLDS,
     CrossFitted,
@@ -32,7 +32,7 @@ def _sample(count: int = COUNT, clusters: int = 1) -> Sample:
     return Sample(values, numbers // 4 % clusters, numbers)
 
 
-def _batches(sample: Sample, processes: Processes = ALONE) -> list[Sample]:
+def _batches(sample: Sample, processes: DistributedContext = ALONE) -> list[Sample]:
     """Return a process's images, five at a time."""
     own = sample.where(sample.numbers % processes.count == processes.rank)
     every = torch.arange(len(own.values))
@@ -124,7 +124,7 @@ def test_two_images_have_finite_held_out_scores(numbers: list[int]) -> None:
 def test_several_processes_fit_what_one_does() -> None:
     sample = _sample(clusters=2)
 
-    def fitted(processes: Processes) -> list[Tensor]:
+    def fitted(processes: DistributedContext) -> list[Tensor]:
         batches = _batches(sample, processes)
         both: list[CrossFitted] = [
             fit_positions(batches, 2, FOLDS, processes=processes),

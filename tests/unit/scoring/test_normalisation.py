@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 from anomalib_osdirf.scoring import HeldOutUnits, ImageScore, PositionStatistics
 from threads import played
 
@@ -22,7 +22,9 @@ def _values(count: int, position: float, noise: float, seed: int = 0, size: tupl
     return 10 + position * mean + noise * (0.3 * position * log_deviation).exp() * drawn
 
 
-def _shrunk(values: Tensor, cluster: Tensor | None = None, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
+def _shrunk(
+    values: Tensor, cluster: Tensor | None = None, processes: DistributedContext = ALONE
+) -> tuple[Tensor, Tensor]:
     cluster = torch.zeros(len(values), dtype=torch.int64) if cluster is None else cluster
     numbers = torch.arange(len(values))
     statistics = PositionStatistics(int(cluster.max()) + 1, values.shape[1:], torch.device("cpu"))

@@ -19,7 +19,7 @@ from anomalib_osdirf.denoisers.ema import EMA
 from anomalib_osdirf.denoisers.unet import copy_of_structure, fold_unet
 from anomalib_osdirf.diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, norm_guided_estimate
 from anomalib_osdirf.models.messages import NEVER_FITTED
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 
 _NOISE_SIZE = 256
 _TOP_PIXELS = 50
@@ -251,7 +251,7 @@ class DiffusionADModel(nn.Module):
 
     @torch.no_grad()
     def fit_batch_norm(
-        self, batches: Iterable[Tensor], generator: torch.Generator, processes: Processes = ALONE
+        self, batches: Iterable[Tensor], generator: torch.Generator, processes: DistributedContext = ALONE
     ) -> None:
         """Recompute the batch-norm statistics of the scoring networks for their final weights.
 

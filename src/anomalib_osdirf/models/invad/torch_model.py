@@ -15,7 +15,7 @@ from anomalib_osdirf.models.field_model import FieldModel
 from anomalib_osdirf.models.field_network import FieldNetwork
 from anomalib_osdirf.models.region import RegionOfInterest
 from anomalib_osdirf.models.scorer import Fit, Images, extremes_of_maps, map_of
-from anomalib_osdirf.processes import ALONE, Processes
+from anomalib_osdirf.processes import ALONE, DistributedContext
 
 IMAGE_SCORES = {"nll": ("nll",), "diff": ("diff",), "nll_diff": ("nll", "diff")}
 # Below this share of its size, a quantity that should vary between images is rounding noise.
@@ -81,7 +81,7 @@ class LatentScorer(nn.Module):
         self,
         images: Images,
         painted: Callable[[], Iterable[Any]] | None = None,
-        processes: Processes = ALONE,
+        processes: DistributedContext = ALONE,
         size: Sequence[int] = (1, 1),
         fine: Mapping[str, Any] | None = None,
     ) -> Fit:
