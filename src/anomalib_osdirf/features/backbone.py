@@ -4,7 +4,7 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,12 @@ class Backbone(nn.Module):
         del mode
         return super().train(mode=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, projection: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Extract fine features.
 
         Args:
             images: Pre-processed images, shape ``(B, 3, H, W)``.
+            projection: An affine map of the channels, applied where it costs least. ``None`` is none.
 
         Returns:
             Shape ``(B, C, 2 * grid_size, 2 * grid_size)``.
@@ -96,8 +97,15 @@ class Backbone(nn.Module):
         Raises:
             ValueError: If the image is too small for the grid.
         """
-        side = FINE * self.grid_size
-        features = torch.cat([resized(map_, side) for map_ in self.maps(images)], dim=1)
+        side, maps = FINE * self.grid_size, self.maps(images)
+        if projection is not None and max(maps[0].shape[-2:]) < side and len({map_.shape for map_ in maps}) == 1:
+            # Interpolation and average are affine and of each channel alone, so the order does not matter.
+            return self._averaged(resized(projection(torch.cat(maps, dim=1)), side))
+        features = self._averaged(torch.cat([resized(map_, side) for map_ in maps], dim=1))
+        return features if projection is None else projection(features)
+
+    @staticmethod
+    def _averaged(features: Tensor) -> Tensor:
         # PatchCore's local average (Roth et al. 2022, section 3.1): a feature says what its surroundings look like.
         return functional.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
 
@@ -322,7 +330,7 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
     else:
         indices = [index for index, stride in enumerate(strides) if stride in _DEFAULT_STRIDES]
     if not indices:
-        msg = f"layers=null finds no layer of stride 8 or 16 in {name}; choose layers among {', '.join(names)}."
+        msg = f"layers=null finds no layer of stride 4, 8 or 16 in {name}; choose layers among {', '.join(names)}."
         raise ValueError(msg)
     # It prunes every block after the last one requested, and drops class and register tokens.
     network = FeatureGetterNet(model, out_indices=tuple(indices), norm=is_columnar)

@@ -217,7 +217,7 @@ class FrozenFieldNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`FieldNetwork.forward`."""
-        fine = self.projection(self.backbone(blank(self.roi, images)))
+        fine = self.backbone(blank(self.roi, images), self.projection)
         field = self.read(list(self.denoisers), coarse(fine), self.abars)
         return pack(self.roi, field), pack(self.roi, fine)
 

@@ -170,3 +170,13 @@ def test_a_network_without_intermediate_features_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: torch.nn.Identity())
     with pytest.raises(ValueError, match="backbone='resnet18'"):
         build_backbone("resnet18", None, 4)
+
+
+# 3 x 3 patches, interpolated to 4 x 4, and layers of several strides.
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 48), ("convnext_atto", 64)])
+def test_projection_at_the_resolution_of_the_layers_is_exact(name: str, size: int) -> None:
+    backbone, images = _backbone(name, grid_size=2).double(), torch.rand(2, 3, size, size, dtype=torch.float64)
+    projection = torch.nn.Conv2d(backbone.out_channels, 5, 1, dtype=torch.float64)
+    with torch.no_grad():
+        expected = projection(backbone(images))
+        torch.testing.assert_close(backbone(images, projection), expected, rtol=1e-9, atol=1e-9)
