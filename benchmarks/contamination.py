@@ -6,7 +6,8 @@
 
 DATA is that of evidence.py, as are backbone, image size and what a row says. Defective test images, drawn by the seed,
 move into the training images until they are the given share of them; they are no test images any more. *left out* is
-OSDIRF that is told the share, or 0.05 where there are none. PatchCore keeps 1 % of its patches. Rows that the CSV file has are not measured again.
+OSDIRF that is told the share, or 0.05 where there are none. PatchCore keeps 1 % of its patches. Rows that the CSV file
+has are not measured again.
 """
 
 import argparse
