@@ -131,7 +131,7 @@ def test_exports_have_the_region(training: Training, compression: str | None, im
 
 def test_pictures_of_the_report_are_darker_outside(training: Training) -> None:
     results = Results(training.checkpoint.parents[2])
-    picture = next(iter(results.pictures(results.ids[:1]))).picture
+    picture = next(results.pictures(results.ids[:1]))["picture"]
     pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert pixels[40:50, 40:].mean() < 0.7 * pixels[40:50, :30].mean()
 
