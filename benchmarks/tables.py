@@ -1,6 +1,6 @@
 # Copyright (C) 2026 The anomalib-osdirf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of README, model card and docs/measurements.md from the measurements of evidence.py.
+"""Write the tables of README, model card and docs/measurements.md from what evidence.py and contamination.py measured.
 
     python benchmarks/tables.py
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.csv"
+CONTAMINATION = ROOT / "benchmarks" / "results" / "contamination.csv"
 README = ROOT / "README.md"
 CARD = ROOT / "src" / "anomalib_osdirf" / "models" / "osdirf" / "README.md"
 MEASUREMENTS = ROOT / "docs" / "measurements.md"
@@ -33,6 +34,7 @@ DATA_SETS = {
 METHODS = {"OSDIRF": "OSDIRF", "OSDIRF, no denoiser": "no denoiser", "PatchCore": "PatchCore", "PaDiM": "PaDiM"}
 OTHER_LAYERS = ("OSDIRF, strides 8 and 16", "no denoiser, strides 8 and 16", "no denoiser, strides 2 to 16")
 ALL_METHODS = METHODS | {name: name for name in OTHER_LAYERS}
+CONTAMINATED = ("no denoiser", "no denoiser, left out", "OSDIRF", "OSDIRF, left out", "PatchCore", "PaDiM")
 FIGURES = {"image_AUROC": "image AUROC", "pixel_AUPRO": "AUPRO", "pixel_AP": "pixel AP", "explained": "explained"}
 ALL_FIGURES = {
     "image_AUROC": "image AUROC",
@@ -107,6 +109,23 @@ def measurements() -> str:
     return "\n".join(lines)
 
 
+def contamination() -> str:
+    """Tabulate image AUROC and AUPRO by data set and share of defective training images."""
+    with CONTAMINATION.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    methods = [name for name in CONTAMINATED if any(row["method"] == name for row in rows)]
+    found = {(row["data"], float(row["share"]), row["method"]): row for row in rows}
+    lines = [f"| data set | defective | {' | '.join(methods)} |", "|---" * (2 + len(methods)) + "|"]
+    for data, share in sorted({key[:2] for key in found}):
+        cells = []
+        for method in methods:
+            row = found.get((data, share, method), {})
+            figures = [row[name] for name in ("image_AUROC", "pixel_AUPRO") if row.get(name)]
+            cells.append(" / ".join(f"{float(figure):.3f}" for figure in figures))
+        lines.append(f"| {data} | {share:.0%} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def digits(figure: str) -> int:
     """Return how many digits a figure is written with."""
     return {"fit_cpu_seconds": 0, "ms_per_image": 1}.get(figure, 3)
@@ -118,12 +137,13 @@ def cell(values: list[float], places: int) -> str:
     return f"{statistics.fmean(values):.{places}f}{deviation}" if values else ""
 
 
-def tables() -> dict[Path, tuple[str, str]]:
-    """Return name and text of each page's table."""
+def tables() -> dict[str, tuple[Path, str]]:
+    """Return page and text of each table."""
     return {
-        README: ("comparison", comparison()),
-        CARD: ("evidence", evidence()),
-        MEASUREMENTS: ("measurements", measurements()),
+        "comparison": (README, comparison()),
+        "evidence": (CARD, evidence()),
+        "measurements": (MEASUREMENTS, measurements()),
+        "contamination": (MEASUREMENTS, contamination()),
     }
 
 
@@ -135,5 +155,5 @@ def filled(page: str, name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
-    for file, (name, text) in tables().items():
+    for name, (file, text) in tables().items():
         file.write_text(filled(file.read_text(encoding="utf-8"), name, text), encoding="utf-8")
