@@ -24,8 +24,7 @@ def list_images(wanted: str) -> list[str]:
         raise ValueError(msg)
     images = list(dict.fromkeys(os.path.abspath(path) for match in matches for path in _images_of(Path(match))))  # noqa: PTH100 - links stay as they are
     if not images:
-        msg = f"--input {wanted!r} has no images; known are files that end in {', '.join(IMAGE_SUFFIXES)}."
-        raise ValueError(msg)
+        raise ValueError(f"--input {wanted!r} has no images; known are files that end in {', '.join(IMAGE_SUFFIXES)}.")
     return images
 
 

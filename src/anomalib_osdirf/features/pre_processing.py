@@ -57,11 +57,10 @@ def rounded_to(patch: Sequence[int], transform: nn.Module) -> tuple[nn.Module, t
     if len(before) != 2:  # it leaves the size to the image
         return transform, None
     if before[0] < patch[0] or before[1] < patch[1]:
-        msg = (
+        raise ValueError(
             f"The pre-processor's size of {before[0]} x {before[1]} pixels is below the backbone's patch of {patch[0]} "
             f"x {patch[1]}; use a larger Resize."
         )
-        raise ValueError(msg)
     after = [round(side / step) * step for side, step in zip(before, patch, strict=True)]
     if after == before:
         return transform, None

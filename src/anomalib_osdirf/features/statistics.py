@@ -43,8 +43,7 @@ class StreamingMoments:
         """
         samples = samples.double()
         if not bool(torch.isfinite(samples).all()):
-            msg = "Features are not finite: an image or the backbone's weights hold NaN or infinite values."
-            raise ValueError(msg)
+            raise ValueError("Features are not finite: an image or the backbone's weights hold NaN or infinite values.")
         groups, (count, dim) = samples.shape[:-2], samples.shape[-2:]
         if not self.mean.ndim:
             self.mean = samples.new_zeros(*groups, dim)

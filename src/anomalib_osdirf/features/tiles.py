@@ -31,19 +31,17 @@ def number_of_tiles(tiler: Tiler, height: int, width: int) -> int:
     """
     tile, stride = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
     if tiler.remove_border_count:
-        msg = (
+        raise ValueError(
             f"remove_border_count={tiler.remove_border_count} leaves the image's border without scores; use 0, and a "
             "stride smaller than the tile if tiles' borders disturb."
         )
-        raise ValueError(msg)
     size = (max(height, tile[0]), max(width, tile[1]))
     filled = compute_new_image_size(size, tile, stride)
     if filled != (height, width):
-        msg = (
+        raise ValueError(
             f"Images of {height} x {width} pixels can't be cut into {described(tiler)}, and padding would be taken for "
             f"a part of them; give the pre-processor a Resize to {filled[0]} x {filled[1]}."
         )
-        raise ValueError(msg)
     return ((filled[0] - tile[0]) // stride[0] + 1) * ((filled[1] - tile[1]) // stride[1] + 1)
 
 
@@ -57,11 +55,10 @@ def check_patches(tiler: Tiler, patch: Sequence[int]) -> None:
         own = [getattr(tiler, f"{name}_{side}") for side in "hw"]
         fitting = [max(1, round(size / step)) * step for size, step in zip(own, patch, strict=True)]
         if own != fitting:
-            msg = (
+            raise ValueError(
                 f"TilerConfigurationCallback's {name}={own} is no multiple of the backbone's patch of {patch[0]} x "
                 f"{patch[1]} pixels; use {fitting}."
             )
-            raise ValueError(msg)
 
 
 def cut(tiler: Tiler, images: Tensor) -> Tensor:

@@ -125,8 +125,7 @@ def check_roi(roi: str | Polygon | None) -> None:
     except (TypeError, ValueError):
         vertices = np.empty(0)
     if vertices.ndim != 2 or vertices.shape[1:] != (2,) or len(vertices) < _FEWEST_VERTICES:
-        msg = f"roi={roi!r} is no polygon; use three or more [x, y] in 0 to 1, or the path of a mask image."
-        raise ValueError(msg)
+        raise ValueError(f"roi={roi!r} is no polygon; use three or more [x, y] in 0 to 1, or the path of a mask image.")
     if not ((vertices >= 0) & (vertices <= 1)).all():
         msg = f"roi={roi!r} leaves the image; give x as a share of its width and y of its height, both in 0 to 1."
         raise ValueError(msg)
