@@ -98,7 +98,8 @@ class Backbone(nn.Module):
             ValueError: If the image is too small for the grid.
         """
         side, maps = FINE * self.grid_size, self.maps(images)
-        if projection is not None and max(maps[0].shape[-2:]) < side and len({map_.shape for map_ in maps}) == 1:
+        sizes = {tuple(map_.shape[-2:]) for map_ in maps}  # an export leaves the batch's open
+        if projection is not None and len(sizes) == 1 and max(sizes.pop()) < side:
             # Interpolation and average are affine and of each channel alone, so the order does not matter.
             return self._averaged(resized(projection(torch.cat(maps, dim=1)), side))
         features = self._averaged(torch.cat([resized(map_, side) for map_ in maps], dim=1))
