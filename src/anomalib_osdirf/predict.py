@@ -118,7 +118,7 @@ def _frames(video: Any) -> Iterator[Item]:
 def _rows(scorer: Any, items: Iterator[Item], overlays: Path | None) -> Iterator[dict[str, Any]]:
     """Yield one row per image, with the error if it could not be scored."""
     from anomalib_osdirf.app.overlay import overlay
-    from anomalib_osdirf.inference.reading import ImageError
+    from anomalib_osdirf.inference.reading import ImageError, readable
     from anomalib_osdirf.inference.scoring import ModelError
 
     for about, name, image in items:
@@ -127,8 +127,11 @@ def _rows(scorer: Any, items: Iterator[Item], overlays: Path | None) -> Iterator
             if isinstance(image, ImageError):
                 raise image
             found = scorer.score(image)
-        except (ImageError, ModelError) as error:
+        except ImageError as error:
             yield row | {"error": str(error)}
+            continue
+        except ModelError as error:
+            yield row | {"error": readable(f"{name} has no score: {error}")}
             continue
         box = found.box(*image.shape[:2])
         row |= {"score": found.score, "label": found.label, "box": box and " ".join(map(str, box))}

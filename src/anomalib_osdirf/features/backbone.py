@@ -178,9 +178,7 @@ class Backbone(nn.Module):
         """Restore what :meth:`get_extra_state` returned."""
         self.weights = state["weights"]
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # torch's own signature
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make room for the positions of the state's image size."""
         size = (state_dict.get(f"{prefix}_extra_state") or {}).get("image_size")
         self.image_size = None if size is None else (size[0], size[1])

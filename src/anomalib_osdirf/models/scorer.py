@@ -291,9 +291,7 @@ class Scorer(nn.Module):
         """Restore what :meth:`get_extra_state` returned."""
         self.num_images, self.structure = state["num_images"], state["structure"]
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # torch's own signature
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Build the densities that the state has, before their own state is loaded."""
         state = state_dict.get(f"{prefix}_extra_state") or {}
         device = self.units.scale.device

@@ -73,9 +73,7 @@ class FittedBuffers(nn.Module):
         for name, value in values.items():
             setattr(self, name, value.to(getattr(self, name)))
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # torch's own signature
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the shapes of the state."""
         for name, buffer in list(self.named_buffers(recurse=False)):
             saved = state_dict.get(prefix + name)
