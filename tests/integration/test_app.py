@@ -177,6 +177,7 @@ def test_pictures_are_walked_through_by_keyboard(page: Any, images: Path) -> Non
     page.locator("#overlays button.thumbnail-item").first.click()
     shown = page.locator("#overlays .preview img.media-image, #overlays .preview img").first
     first = shown.get_attribute("src")
+    page.wait_for_selector("#overlays .preview :focus")  # keys go to the picture in focus
     page.keyboard.press("ArrowRight")
     page.wait_for_function("first => document.querySelector('#overlays .preview img').src !== first", arg=first)
 
